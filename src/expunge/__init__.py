@@ -1,0 +1,40 @@
+"""Machine unlearning that can be verified.
+
+``train``, ``unlearn``, ``evaluate``, ``search`` and ``run`` are the verbs; everything is imported
+when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from expunge import data, methods, tasks
+    from expunge.api import evaluate, run, search, train, unlearn
+    from expunge.data import ArrayData, Split, StreamData
+    from expunge.evaluation.report import Report
+    from expunge.training.engine import Engine
+    from expunge.training.recipe import Recipe, Training
+
+__version__ = "0.1.0"
+
+_PLACES = {
+    **dict.fromkeys(("evaluate", "run", "search", "train", "unlearn"), "expunge.api"),
+    **dict.fromkeys(("ArrayData", "Split", "StreamData"), "expunge.data"),
+    **dict.fromkeys(("Recipe", "Training"), "expunge.training.recipe"),
+    "Engine": "expunge.training.engine",
+    "Report": "expunge.evaluation.report",
+}
+_MODULES = ("data", "methods", "tasks")
+
+__all__ = ["ArrayData", "Engine", "Recipe", "Report", "Split", "StreamData", "Training", "data",
+           "evaluate", "methods", "run", "search", "tasks", "train", "unlearn"]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PLACES:
+        return getattr(importlib.import_module(_PLACES[name]), name)
+    if name in _MODULES:
+        return importlib.import_module(f"expunge.{name}")
+    raise AttributeError(f"module 'expunge' has no attribute '{name}'")

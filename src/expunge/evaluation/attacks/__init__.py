@@ -1,0 +1,1 @@
+"""Attacks: metrics whose value is what an adversary gets."""

@@ -1,0 +1,135 @@
+"""From models to a table: every metric on every model of one forget set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from expunge.data.split import Split
+from expunge.errors import MissingEvidence
+from expunge.evaluation.attacks.membership import SVC, Threshold
+from expunge.evaluation.attacks.relearn import RelearnTime
+from expunge.evaluation.evidence import Evidence, Subject
+from expunge.evaluation.metric import Metric
+from expunge.evaluation.metrics.cost import Cost
+from expunge.evaluation.metrics.distance import AverageGap, JensenShannon
+from expunge.evaluation.metrics.utility import Accuracy, Loss
+from expunge.evaluation.score import Score
+from expunge.evaluation.table import Role, Row
+from expunge.tasks.base import Task
+from expunge.training.session import Event, Session
+
+DEFAULT: tuple[Metric, ...] = (
+    Accuracy(part="forget"),
+    Accuracy(part="retain"),
+    Accuracy(part="test"),
+    SVC(),
+    Threshold(),
+    JensenShannon(),
+    AverageGap(membership=SVC()),
+    RelearnTime(),
+    Loss(part="forget"),
+    Loss(part="retain"),
+    Loss(part="test"),
+    Cost(measure_of="seconds"),
+    Cost(measure_of="ratio"),
+    Cost(measure_of="memory"),
+)
+"""What is measured when nothing else is asked for."""
+
+HISTOGRAM_EDGES = tuple(round(0.25 * i, 2) for i in range(41))
+"""Edges of the loss histograms in nats; larger losses are counted in the last bin."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model to judge, and what is known of how it was made.
+
+    ``model`` is None where a method failed; ``error`` then says why.
+    """
+
+    name: str
+    role: Role
+    model: nn.Module | None
+    cost: Mapping[str, float] = field(default_factory=dict)
+    method: dict[str, Any] | None = None
+    error: str | None = None
+
+
+def evaluate(
+    candidates: Sequence[Candidate],
+    split: Split,
+    task: Task,
+    session: Session,
+    metrics: Sequence[Metric] = DEFAULT,
+) -> list[Row]:
+    """One row for each candidate, in order; every metric on every model.
+
+    One forward pass for each model and part feeds all metrics that need outputs. A retrained model is
+    compared with the other retrained ones.
+
+    Raises:
+        MissingEvidence: there is no original among the candidates.
+    """
+    return list(Evaluation(candidates, split, task, session).rows(metrics))
+
+
+class Evaluation:
+    """The subjects of one forget set, sharing their readings between metrics and rows."""
+
+    def __init__(self, candidates: Sequence[Candidate], split: Split, task: Task, session: Session) -> None:
+        self.candidates, self.task, self.session = candidates, task, session
+        self.parts = split.parts()
+        self.subjects = {
+            c.name: Subject(c.name, c.model, self.parts, task, session)
+            for c in candidates
+            if c.model is not None
+        }
+        originals = [c.name for c in candidates if c.role == "original"]
+        if not originals:
+            raise MissingEvidence("an evaluation needs the original model beside the unlearned ones.")
+        self.original = self.subjects[originals[0]]
+        self.retrained = [self.subjects[c.name] for c in candidates if c.role == "retrained"]
+        times = [c.cost["seconds"] for c in candidates if c.role == "retrained" and "seconds" in c.cost]
+        self.retraining = sum(times) / len(times) if times else 0.0
+
+    def rows(self, metrics: Sequence[Metric]) -> list[Row]:
+        return [self.row(candidate, metrics) for candidate in self.candidates]
+
+    def row(self, candidate: Candidate, metrics: Sequence[Metric]) -> Row:
+        """All metrics of one candidate."""
+        row = Row(candidate.name, candidate.role, method=candidate.method, error=candidate.error)
+        if candidate.model is None:
+            return row
+        evidence = self.evidence(candidate)
+        scores: dict[str, Score] = {}
+        for metric in metrics:
+            score = metric(evidence)
+            scores[score.id] = score
+            self.session.emit(Event("evaluated", candidate.name, values={score.id: score.value}))
+        return replace(row, scores=scores, histograms=self._histograms(evidence.subject))
+
+    def evidence(self, candidate: Candidate) -> Evidence:
+        """What the metrics of one candidate may read."""
+        subject = self.subjects[candidate.name]
+        others = tuple(other for other in self.retrained if other is not subject)
+        cost = dict(candidate.cost)
+        if self.retraining:
+            cost["retraining"] = self.retraining
+        return Evidence(
+            subject, self.original, others, self.task, self.parts, self.session.child("evaluate"), cost
+        )
+
+    def _histograms(self, subject: Subject) -> dict[str, list[int]]:
+        edges = torch.tensor(HISTOGRAM_EDGES)
+        found: dict[str, list[int]] = {}
+        for part in ("forget", "test"):
+            if part in self.parts:
+                losses = subject.read(part).loss.nan_to_num(edges[-1].item()).clamp(max=edges[-1].item())
+                counts = torch.histogram(losses.float(), edges).hist
+                found[part] = [int(count) for count in counts]
+        return found

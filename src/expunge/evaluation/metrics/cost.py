@@ -1,0 +1,52 @@
+"""What a model cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from expunge.errors import MissingEvidence
+from expunge.evaluation.evidence import Evidence
+from expunge.evaluation.metric import Metric, metrics
+from expunge.evaluation.score import Score, Unit
+
+_UNITS: dict[str, Unit] = {"seconds": "seconds", "ratio": "ratio", "memory": "MiB"}
+
+
+@metrics.register("cost")
+@dataclass(frozen=True, kw_only=True)
+class Cost(Metric):
+    """Wall-clock seconds, their ratio to one retraining, or the peak of extra memory.
+
+    ``seconds`` is the time from the model handed in to the model handed back; ``ratio`` divides it by
+    the mean of the retrainings of the same table; ``memory`` is the largest resident (on a GPU:
+    allocated) memory during the run above that at its start, in MiB. Each is measured once, so there
+    is no interval. Lower is better.
+    """
+
+    measure_of: Literal["seconds", "ratio", "memory"] = "seconds"
+    target = "low"
+
+    def labels(self, evidence: Evidence) -> tuple[str, str, str]:
+        return "cost", "", self.measure_of
+
+    def measure(self, evidence: Evidence) -> Score:
+        cost = evidence.cost
+        if "seconds" not in cost:
+            raise MissingEvidence("this model's cost was not measured: it was not made here.")
+        if self.measure_of == "ratio":
+            if not cost.get("retraining"):
+                raise MissingEvidence("no retraining was timed to compare with.")
+            value = cost["seconds"] / cost["retraining"]
+        elif self.measure_of not in cost:
+            raise MissingEvidence(f"{self.measure_of} cannot be measured on this system.")
+        else:
+            value = cost[self.measure_of]
+        return Score(
+            name="cost",
+            variant=self.measure_of,
+            value=value,
+            n=1,
+            target="low",
+            unit=_UNITS[self.measure_of],
+        )

@@ -1,0 +1,80 @@
+"""One number with its name, its interval and its direction."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor
+
+Target = Literal["high", "low", "retrained"]
+Unit = Literal["fraction", "nats", "steps", "seconds", "ratio", "MiB"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """What a metric found for one model.
+
+    Args:
+        name: the metric, ``"accuracy"``.
+        part: the examples it speaks of, ``"forget"``; empty where there is none.
+        variant: which definition, ``"svc-confidence"``; values of different variants are never
+            compared.
+        value: the number; ``nan`` if and only if ``reason`` says why it was not computed.
+        interval: 95 % confidence interval, ``(low, high)``.
+        n: the number of examples (or repetitions) that the interval rests on.
+        target: the direction of success; ``"retrained"`` is as close as possible to retraining.
+        unit: what the number counts; fractions are printed in percent.
+        per_example: the value of each example, ``(n,)``, where there is one. Not written to JSON.
+    """
+
+    name: str
+    part: str = ""
+    variant: str = ""
+    value: float
+    interval: tuple[float, float] | None = None
+    n: int
+    target: Target
+    unit: Unit
+    reason: str | None = None
+    per_example: Tensor | None = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if math.isnan(self.value) != (self.reason is not None):
+            raise ValueError(f"{self.id}: a score is nan if and only if it has a reason, got {self.value}.")
+
+    @property
+    def id(self) -> str:
+        """Name, part and variant: ``accuracy.forget``, ``membership.forget.svc-confidence``."""
+        return ".".join(part for part in (self.name, self.part, self.variant) if part)
+
+    @property
+    def title(self) -> str:
+        """What a table calls it: ``forget accuracy``, ``forget membership (svc-confidence)``."""
+        text = f"{self.part} {self.name}".strip()
+        return f"{text} ({self.variant})" if self.variant else text
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "part": self.part,
+            "variant": self.variant,
+            "value": None if self.reason else self.value,
+            "interval": list(self.interval) if self.interval else None,
+            "n": self.n,
+            "target": self.target,
+            "unit": self.unit,
+            "reason": self.reason,
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Score:
+        interval = value["interval"]
+        return cls(
+            **{
+                **value,
+                "value": math.nan if value["value"] is None else value["value"],
+                "interval": (interval[0], interval[1]) if interval else None,
+            }
+        )

@@ -1,0 +1,191 @@
+"""The scores of all models of one forget set, seen from their anchors.
+
+Every table holds the original model (doing nothing) and the retrained models. A value alone says
+little; its distance from retraining, in units of the noise between two honest retrains, says more,
+and only where doing nothing is far away.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from expunge.evaluation.score import Score
+
+Role = Literal["original", "retrained", "unlearned"]
+
+HEADROOM = 2.0
+"""Doing nothing within this many noise units of retraining leaves nothing to show."""
+
+NO_HEADROOM = "no headroom: doing nothing is already within the noise of retraining"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model's scores by id.
+
+    ``error`` says in one line why a method gave no model; the row then has no scores.
+    ``histograms`` holds, by part, the counts of per-example losses in the table's bins.
+    """
+
+    name: str
+    role: Role
+    scores: dict[str, Score] = field(default_factory=dict)
+    method: dict[str, Any] | None = None
+    error: str | None = None
+    histograms: dict[str, list[int]] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "role": self.role,
+            "scores": [score.to_json() for score in self.scores.values()],
+            "method": self.method,
+            "error": self.error,
+            "histograms": self.histograms,
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Row:
+        scores = [Score.from_json(item) for item in value["scores"]]
+        return cls(**{**value, "scores": {score.id: score for score in scores}})
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """Where retraining and doing nothing stand on one metric.
+
+    Args:
+        retrained: mean over the retrained models.
+        noise: the larger of the standard deviation between the retrained models and the sampling
+            standard error of one value (a quarter of the width of its 95 % interval). The second
+            keeps two retrained models that agree by chance from making the noise zero.
+        original: the value of doing nothing.
+        headroom: ``|original − retrained| / noise``.
+    """
+
+    id: str
+    title: str
+    unit: str
+    retrained: float
+    noise: float
+    original: float
+    headroom: float
+
+    @property
+    def has_headroom(self) -> bool:
+        """Whether doing nothing is told apart from retraining at all."""
+        return self.headroom > HEADROOM
+
+
+@dataclass(frozen=True)
+class Table:
+    """All models of one forget set.
+
+    Args:
+        name: what the experiment calls the forget set.
+        description: how it was chosen, in words.
+        size, train_size: numbers of examples.
+        overlap: fraction of the forget set shared with another choice of the same size, by its name.
+        bins: edges of the loss histograms, in nats.
+        pictures: ``{"id", "label", "png"}`` of some forget examples, PNG in base64.
+    """
+
+    name: str
+    description: str
+    size: int
+    train_size: int
+    rows: tuple[Row, ...]
+    fingerprint: str = ""
+    overlap: dict[str, float] = field(default_factory=dict)
+    bins: list[float] = field(default_factory=list)
+    pictures: list[dict[str, str]] = field(default_factory=list)
+
+    def by_role(self, role: Role) -> tuple[Row, ...]:
+        return tuple(row for row in self.rows if row.role == role)
+
+    @property
+    def anchors(self) -> dict[str, Anchor]:
+        """One anchor for each metric that original and retrained models have a value of."""
+        originals, retrained = self.by_role("original"), self.by_role("retrained")
+        if not originals or not retrained:
+            return {}
+        found = {}
+        for id_, score in originals[0].scores.items():
+            references = [row.scores[id_] for row in retrained if id_ in row.scores]
+            if score.reason or not references or any(item.reason for item in references):
+                continue
+            found[id_] = _anchor(score, references)
+        return found
+
+    def columns(self) -> dict[str, Score]:
+        """One score of each metric, in order of appearance, to read titles and units from."""
+        columns: dict[str, Score] = {}
+        for row in self.rows:
+            for id_, score in row.scores.items():
+                columns.setdefault(id_, score)
+        return columns
+
+    def gap(self, row: Row, id_: str) -> float | None:
+        """``value − mean of the retrained models``, or None where either is missing."""
+        anchor, score = self.anchors.get(id_), row.scores.get(id_)
+        if anchor is None or score is None or score.reason:
+            return None
+        return score.value - anchor.retrained
+
+    def noise_units(self, row: Row, id_: str) -> float | None:
+        """The gap divided by the retrain-to-retrain noise, signed."""
+        gap = self.gap(row, id_)
+        if gap is None:
+            return None
+        noise = self.anchors[id_].noise
+        return gap / noise if noise > 0 else (0.0 if gap == 0 else math.copysign(math.inf, gap))
+
+    def verdict(self, id_: str) -> str | None:
+        """In words, where a small gap would prove nothing; None where there is headroom."""
+        anchor = self.anchors.get(id_)
+        return NO_HEADROOM if anchor is not None and not anchor.has_headroom else None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "description": self.description,
+            "size": self.size,
+            "train_size": self.train_size,
+            "fingerprint": self.fingerprint,
+            "overlap": self.overlap,
+            "bins": self.bins,
+            "pictures": self.pictures,
+            "rows": [row.to_json() for row in self.rows],
+            "anchors": [
+                {
+                    "id": anchor.id,
+                    "retrained": anchor.retrained,
+                    "noise": anchor.noise,
+                    "original": anchor.original,
+                    "headroom": anchor.headroom if math.isfinite(anchor.headroom) else None,
+                    "verdict": self.verdict(anchor.id),
+                }
+                for anchor in self.anchors.values()
+            ],
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Table:
+        fields = {key: item for key, item in value.items() if key != "anchors"}
+        return cls(**{**fields, "rows": tuple(Row.from_json(row) for row in value["rows"])})
+
+
+def _anchor(original: Score, references: list[Score]) -> Anchor:
+    values = [score.value for score in references]
+    mean = sum(values) / len(values)
+    spread = 0.0
+    if len(values) > 1:
+        spread = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    widths = [score.interval[1] - score.interval[0] for score in references if score.interval]
+    sampling = sum(widths) / len(widths) / 4 if widths else 0.0
+    noise = max(spread, sampling)
+    gap = abs(original.value - mean)
+    headroom = gap / noise if noise > 0 else (0.0 if gap == 0 else math.inf)
+    return Anchor(original.id, original.title, original.unit, mean, noise, original.value, headroom)

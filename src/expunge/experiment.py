@@ -1,0 +1,209 @@
+"""An experiment written down: data, model, forget sets, methods, references, metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from expunge import config
+from expunge.data.source import DataSource, Sourced
+from expunge.data.split import Split
+from expunge.errors import ConfigError, DataError, Diverged, ExpungeError, did_you_mean
+from expunge.evaluation.evaluate import DEFAULT
+from expunge.evaluation.metric import Metric
+from expunge.methods.base import Method
+from expunge.search.base import Search
+from expunge.tasks.base import Task
+from expunge.training.checkpoint import load_weights
+from expunge.training.engine import Engine
+from expunge.training.models import ModelSpec
+from expunge.training.recipe import Recipe, Training
+from expunge.training.session import Callback, Session
+
+PROBE_SIZE = 4
+"""Examples of each part in the trial run that ``check`` makes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """Everything that decides a result, and nothing else.
+
+    Args:
+        name: what reports call it.
+        data: where train and test examples come from.
+        model: the network.
+        task: what it is for.
+        train: how the original and the retrained models are trained.
+        forget: the forget sets, by name, each as the search that chooses it.
+        methods: the unlearning methods, by name.
+        retrained: number of retrained models for each forget set; 2 or more show the noise.
+        original: trained weights to unlearn from; without it the original is trained.
+        metrics: what is measured.
+        engine: device and precision.
+        seed: decides every random draw.
+    """
+
+    name: str
+    data: DataSource
+    model: ModelSpec
+    task: Task
+    train: Training = Training()
+    forget: dict[str, Search]
+    methods: dict[str, Method]
+    retrained: int = 2
+    original: Path | None = None
+    metrics: tuple[Metric, ...] = DEFAULT
+    engine: Engine = field(default_factory=Engine)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.retrained < 1:
+            raise ConfigError(
+                f"at least 1 retrained model is the reference of every number, got {self.retrained}.",
+                "retrained",
+            )
+        if not self.forget:
+            raise ConfigError("name at least one forget set, for example random: random_set.", "forget")
+        for group in (self.forget, self.methods):
+            for name in group:
+                if not name or name.startswith(("original", "retrained")) or "/" in name:
+                    raise ConfigError(f"'{name}' cannot be used as a name; choose another.")
+
+    @cached_property
+    def sourced(self) -> Sourced:
+        """The data, loaded once."""
+        return self.data.load()
+
+    @property
+    def recipe(self) -> Recipe:
+        """How the original and the retrained models are trained."""
+        return Recipe(self.model, self.task, self.train)
+
+    def session(self, callbacks: Sequence[Callback] = ()) -> Session:
+        return Session(self.seed, self.engine, tuple(callbacks), self.recipe)
+
+    def split(self, ids: torch.Tensor) -> Split:
+        """Forget these training examples, keep the others, test on the test data."""
+        return Split.from_ids(self.sourced.train, ids, test=self.sourced.test)
+
+
+def parse(value: Mapping[str, Any]) -> Experiment:
+    """An experiment from a mapping; a forget set or method without ``kind`` is of the kind of its name.
+
+    Raises:
+        ConfigError: with the path of the first mistake.
+    """
+    named = dict(value)
+    for group in ("forget", "methods"):
+        entries = named.get(group)
+        if isinstance(entries, list):
+            entries = {str(name): None for name in entries}
+        if isinstance(entries, Mapping):
+            named[group] = {str(name): _with_kind(str(name), item) for name, item in entries.items()}
+    return config.parse(Experiment, named)
+
+
+def read(source: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    """An experiment from a YAML file or the name of a packaged suite, with ``key=value`` overrides.
+
+    Raises:
+        ConfigError: no such file or suite, or a mistake in it.
+    """
+    path = Path(source)
+    if not path.is_file():
+        known = suites()
+        if str(source) not in known:
+            hint = did_you_mean(str(source), known)
+            raise ConfigError(f"'{source}' is neither a file nor a packaged suite.{hint}")
+        path = known[str(source)]
+    return parse(config.override(config.read_yaml(path), overrides))
+
+
+def suites() -> dict[str, Path]:
+    """The packaged experiments by name."""
+    folder = Path(str(resources.files("expunge") / "suites"))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def check(experiment: Experiment) -> None:
+    """Finds what can be known to fail before anything is trained.
+
+    Loads the data and looks at every label, builds the model, asks every search for its size, and
+    runs each method for one epoch on a handful of examples, from random weights.
+
+    Raises:
+        ExpungeError: the first mistake.
+    """
+    sourced, task = experiment.sourced, experiment.task
+    for part, data in (("train", sourced.train), ("test", sourced.test)):
+        task.check(data, part)
+    session = experiment.session()
+    model = experiment.recipe.initial(session)
+    if experiment.original is not None:
+        load_weights(model, experiment.original)
+    _probe(experiment, model)
+    for name, search in experiment.forget.items():
+        with _at(f"forget.{name}"):
+            search.check(sourced.train, task)
+    few = sourced.train.ids[: 2 * PROBE_SIZE]
+    if len(few) < 4:
+        raise DataError(f"the training data has {len(few)} examples; too few to forget and to keep.")
+    small = Split.from_ids(sourced.train.subset(few), few[: len(few) // 2])
+    for name, method in experiment.methods.items():
+        if not method.needs_recipe:
+            with _at(f"methods.{name}"):
+                _trial(method, model, small, experiment)
+
+
+def _probe(experiment: Experiment, model: torch.nn.Module) -> None:
+    """One forward pass, so that images of the wrong shape are found now and said in words."""
+    data, task, engine = experiment.sourced.train, experiment.task, experiment.engine
+    rows = torch.arange(min(PROBE_SIZE, len(data)))
+    (batch,) = data.batches([rows], device=engine.torch_device)
+    placed = engine.copy(model)
+    try:
+        with engine.frozen(placed), engine.autocast():
+            prepared = task.prepare(batch, None)
+            outputs = task.outputs(placed, prepared)
+            task.loss(outputs, prepared)
+    except (RuntimeError, IndexError, ValueError, TypeError) as error:
+        shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in batch.items() if name != "ids")
+        first = str(error).strip().splitlines()[0]
+        raise DataError(
+            f"the model cannot take this data (a batch of {shapes}): {first}. "
+            "Correct the model's sizes or the data."
+        ) from None
+
+
+def _trial(method: Method, model: torch.nn.Module, split: Split, experiment: Experiment) -> None:
+    short = replace(method, epochs=1) if hasattr(method, "epochs") else method  # type: ignore[type-var]
+    try:
+        short.unlearn(model, split, experiment.task, experiment.session())
+    except Diverged:
+        return  # says nothing about the real run, which starts from trained weights
+
+
+@contextmanager
+def _at(path: str) -> Iterator[None]:
+    """Says of an error inside the block where in the configuration its cause is."""
+    try:
+        yield
+    except ConfigError as error:
+        raise error.under(path) from None
+    except ExpungeError as error:
+        raise type(error)(f"{path}: {error}") from None
+
+
+def _with_kind(name: str, item: object) -> object:
+    if item is None:
+        return {"kind": name}
+    if isinstance(item, Mapping) and "kind" not in item:
+        return {"kind": name, **item}
+    return item

@@ -1,0 +1,130 @@
+"""What a method is: objectives that the one loop minimises, one-shot edits, exact methods."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from expunge.data.split import Split
+from expunge.errors import ConfigError, Diverged
+from expunge.registry import Registry
+from expunge.tasks.base import Task
+from expunge.training.loop import Pass, Plan, optimise
+from expunge.training.modifier import Modifier
+from expunge.training.optim import SGD, Optim
+from expunge.training.scope import Everything, Scope
+from expunge.training.session import Session
+from expunge.training.step import Step
+
+
+class Method(ABC):
+    """Turns a trained model into one that has forgotten. Subclasses are frozen dataclasses."""
+
+    guarantee: ClassVar[Literal["exact", "certified", "empirical"]] = "empirical"
+    """What is promised: exactly a retrained model, a proven bound, or evidence only."""
+
+    needs_recipe: ClassVar[bool] = False
+    """Whether the session must bring the recipe that the original was trained with."""
+
+    @abstractmethod
+    def unlearn(self, model: nn.Module, split: Split, task: Task, session: Session) -> nn.Module:
+        """A new model that has forgotten ``split.forget``; the model passed in is never changed.
+
+        Raises:
+            Unsupported: the method cannot run on this model or task.
+            Diverged: the weights or the objective became NaN or infinite.
+        """
+
+
+methods: Registry[Method] = Registry(
+    "method",
+    Method,  # type: ignore[type-abstract]
+    ("expunge.methods.gradient", "expunge.methods.edits", "expunge.methods.exact"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientMethod(Method):
+    """An objective, minimised by the loop under a scope, modifiers and an optimiser.
+
+    The class is its own configuration. A subclass writes ``objective`` and, where it does not go
+    over the forget set with a retain batch beside each batch, ``passes``.
+
+    Args:
+        epochs: number of epochs.
+        batch_size: examples of each part in a step.
+        optim: how the step is taken.
+        scope: which parameters may move.
+        modifiers: what happens to the gradients before the step.
+        mode: whether BatchNorm and dropout behave as in training (``train``) or not (``eval``).
+    """
+
+    epochs: int = 5
+    batch_size: int = 128
+    optim: Optim = SGD(lr=0.01)
+    scope: Scope = Everything()
+    modifiers: tuple[Modifier, ...] = ()
+    mode: Literal["train", "eval"] = "train"
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"must be at least 1, got {getattr(self, name)}.", name)
+
+    def passes(self, epoch: int) -> Sequence[Pass]:
+        """The passes of one epoch."""
+        return (Pass("forget", beside="retain"),)
+
+    @abstractmethod
+    def objective(self, step: Step) -> dict[str, Tensor]:
+        """Named scalar terms whose sum is minimised; the one that keeps is called ``retain``."""
+
+    def setup(self, model: nn.Module, split: Split, task: Task, session: Session) -> Any:
+        """State for the run, computed once; arrives as ``step.state``."""
+        return None
+
+    def unlearn(self, model: nn.Module, split: Split, task: Task, session: Session) -> nn.Module:
+        plan = Plan(
+            what=methods.name_of(self),
+            objective=self.objective,
+            parts={"forget": split.forget, "retain": split.retain},
+            passes=self.passes,
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            optim=self.optim,
+            scope=self.scope,
+            modifiers=self.modifiers,
+            mode=self.mode,
+            state=self.setup(model, split, task, session),
+        )
+        return optimise(model, plan, task, session)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edit(Method):
+    """One shot on the weights, without an optimiser.
+
+    Args:
+        scope: which parameters may be edited; a scope that adds parameters cannot be used.
+    """
+
+    scope: Scope = Everything()
+
+    def unlearn(self, model: nn.Module, split: Split, task: Task, session: Session) -> nn.Module:
+        edited = session.engine.copy(model)
+        names = self.scope.names(edited)
+        with torch.random.fork_rng():
+            self.edit(edited, names, split, task, session)
+        for name, parameter in edited.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise Diverged(f"{methods.name_of(self)}: the weights of '{name}' are no longer finite.")
+        return edited.eval()
+
+    @abstractmethod
+    def edit(self, model: nn.Module, names: list[str], split: Split, task: Task, session: Session) -> None:
+        """Changes the named parameters of ``model``, a copy, in place."""

@@ -1,0 +1,1 @@
+"""One shot on the weights."""

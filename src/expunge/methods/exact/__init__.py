@@ -1,0 +1,1 @@
+"""Methods whose result is a model that never saw the forget set."""

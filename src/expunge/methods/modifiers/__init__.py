@@ -1,0 +1,1 @@
+"""What happens to the gradients before the step."""

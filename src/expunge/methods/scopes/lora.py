@@ -1,0 +1,60 @@
+"""Low-rank adapters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+from torch import nn
+
+from expunge.errors import ConfigError, MissingExtra, Unsupported
+from expunge.training.scope import Scope, scopes
+
+
+@scopes.register("lora")
+@dataclass(frozen=True, kw_only=True)
+class LoRA(Scope):
+    """Trains low-rank adapters ``W + (α / r) B A`` and merges them into the weights at the end.
+
+    Args:
+        rank: ``r``.
+        alpha: ``α``.
+        targets: endings of the names of the modules to adapt; by default every linear layer and
+            convolution.
+
+    Raises:
+        MissingExtra: peft is not installed.
+        Unsupported: nothing to adapt, or used with a method that edits weights in one shot.
+    References: Hu et al., LoRA, ICLR 2022, arXiv:2106.09685.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    targets: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ConfigError(f"must be at least 1, got {self.rank}.", "rank")
+
+    def names(self, model: nn.Module) -> list[str]:
+        raise Unsupported("LoRA adds parameters to train; a method that edits weights cannot use it.")
+
+    def enter(self, model: nn.Module) -> nn.Module:
+        try:
+            from peft import LoraConfig
+            from peft.tuners.lora import LoraModel
+        except ImportError:
+            raise MissingExtra("The scope 'lora'", "llm") from None
+        kinds = (nn.Linear, nn.Conv2d, nn.Embedding) if self.targets else (nn.Linear, nn.Conv2d)
+        found = [
+            name
+            for name, module in model.named_modules()
+            if isinstance(module, kinds) and (not self.targets or name.endswith(self.targets))
+        ]
+        if not found:
+            raise Unsupported(f"no module to adapt: none ends with {list(self.targets) or 'a linear layer'}.")
+        config = LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=found)
+        return cast(nn.Module, LoraModel(model, config, "default"))
+
+    def leave(self, model: nn.Module) -> nn.Module:
+        return cast(nn.Module, model.merge_and_unload())  # type: ignore[operator]

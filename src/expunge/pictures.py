@@ -1,0 +1,46 @@
+"""Thumbnails of examples, for the report."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+
+import torch
+
+from expunge.data.arrays import Data
+from expunge.errors import DataError
+
+COUNT = 16
+"""Examples shown of a forget set, evenly spaced over its ids."""
+
+
+def pictures(data: Data, class_names: Sequence[str] | None = None) -> list[dict[str, str]]:
+    """``{"id", "label", "png"}`` of some examples; empty where the inputs are no images.
+
+    Images are ``(C, H, W)`` with 1 or 3 channels, uint8 or floats in [0, 1]; PNG in base64.
+    """
+    rows = torch.linspace(0, len(data) - 1, min(COUNT, len(data))).round().long()
+    few = data.subset(data.ids[rows])
+    try:
+        images, labels = few.column("inputs"), few.column("targets")
+    except DataError:
+        return []  # no such columns: not images with labels
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or labels.ndim != 1:
+        return []
+    if images.is_floating_point():
+        images = (images.clamp(0, 1) * 255).round().to(torch.uint8)
+    found = []
+    for id_, image, label in zip(few.ids.tolist(), images, labels.tolist(), strict=True):
+        text = str(class_names[label]) if class_names else str(label)
+        found.append({"id": str(id_), "label": text, "png": _png(image)})
+    return found
+
+
+def _png(image: torch.Tensor) -> str:
+    from PIL import Image
+
+    pixels = image[0].numpy() if len(image) == 1 else image.permute(1, 2, 0).numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,287 @@
+"""A whole experiment in a directory: resumable, and the same in the end however often it was killed."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from expunge import config, provenance
+from expunge.data.split import Split
+from expunge.errors import Diverged, RunError, Unsupported
+from expunge.evaluation.evaluate import HISTOGRAM_EDGES, Candidate, Evaluation
+from expunge.evaluation.report import Report
+from expunge.evaluation.table import Row, Table
+from expunge.experiment import Experiment, check
+from expunge.pictures import pictures
+from expunge.search.base import Found
+from expunge.store import Store, key_of, write_text
+from expunge.training.checkpoint import load_weights
+from expunge.training.meter import metered
+from expunge.training.parameters import check_finite
+from expunge.training.session import Callback, Event
+
+RESULT, CONFIG, EVENTS = "result.json", "experiment.yaml", "events.jsonl"
+
+TIMINGS = ("cost.seconds", "cost.ratio", "cost.memory")
+"""Scores that differ between two runs of the same experiment, because they measure the machine."""
+
+
+def execute(experiment: Experiment, directory: Path, callbacks: Sequence[Callback] = ()) -> Report:
+    """Runs an experiment, or continues one that was interrupted, and writes its report.
+
+    The directory receives ``experiment.yaml``, ``events.jsonl``, ``result.json``, ``report.html``,
+    ``table.csv`` and ``store/`` with every finished piece: models, forget sets, rows. Pieces are
+    found again by what they depend on, so a changed experiment recomputes only what it must.
+
+    Raises:
+        ExpungeError: a mistake in the experiment, found before anything is trained where it can be; a
+            directory that cannot be written.
+    """
+    with _Log(directory) as log:
+        check(experiment)
+        return _Run(experiment, directory, (*callbacks, log)).report()
+
+
+class _Run:
+    """One experiment in one directory."""
+
+    def __init__(self, experiment: Experiment, directory: Path, callbacks: Sequence[Callback]) -> None:
+        self.experiment = experiment
+        self.directory = directory
+        self.store = Store(directory / "store")
+        self.session = experiment.session(callbacks)
+        self.pieces = _count(experiment)
+        self.done = 0
+        self.base = key_of(
+            config.dump(experiment.model),
+            config.dump(experiment.task),
+            config.dump(experiment.train),
+            config.dump(experiment.engine),
+            experiment.sourced.train.fingerprint(),
+            experiment.seed,
+            provenance.versions(),
+        )
+
+    def report(self) -> Report:
+        start = time.perf_counter()
+        config.write_yaml(self.experiment, self.directory / CONFIG)
+        self.session.emit(Event("started", "run", 0, self.pieces))
+        tables = tuple(self._table(name) for name in self.experiment.forget)
+        origin = provenance.collect(self.experiment, time.perf_counter() - start)
+        report = Report(self.experiment.name, tables, origin)
+        try:
+            write_text(self.directory / RESULT, json.dumps(report.to_json(), indent=1))
+        except OSError as error:
+            raise RunError(f"cannot write '{self.directory / RESULT}': {error.strerror}.") from None
+        report.to_html(self.directory / "report.html")
+        report.to_csv(self.directory / "table.csv")
+        self.session.emit(Event("finished", "run", self.pieces, self.pieces))
+        return report
+
+    @cached_property
+    def original(self) -> nn.Module:
+        """The model to unlearn from: the given weights, or trained once."""
+        weights = self.experiment.original
+        session = self.session.child("original")
+
+        def compute() -> tuple[dict[str, Any], nn.Module]:
+            if weights is not None:
+                return {}, self._load(weights)
+            with metered(self.session.engine.torch_device) as cost:
+                model = self.experiment.recipe.train(self.experiment.sourced.train, session, "original")
+            return {"cost": cost}, model
+
+        stamp = [weights.stat().st_mtime_ns, str(weights.resolve())] if weights else None
+        _, model = self._model("original", key_of(self.base, "original", stamp), compute)
+        assert model is not None
+        return model
+
+    def _load(self, weights: Path) -> nn.Module:
+        model = self._blank()
+        load_weights(model, weights)
+        check_finite(model, str(weights))
+        return model.eval()
+
+    def _blank(self) -> nn.Module:
+        return self.experiment.recipe.initial(self.session)
+
+    def _table(self, name: str) -> Table:
+        found, overlap = self._search(name)
+        split = self.experiment.split(found.ids)
+        key = key_of(self.base, self._origin, found.ids.tolist())
+        candidates = [Candidate("original", "original", self.original)]
+        candidates += [self._retrained(name, k, key, split) for k in range(self.experiment.retrained)]
+        candidates += [self._unlearned(name, m, key, split) for m in self.experiment.methods]
+        rows = self._rows(name, key, candidates, split)
+        return Table(
+            name=name,
+            description=found.description,
+            size=len(found.ids),
+            train_size=len(self.experiment.sourced.train),
+            rows=tuple(rows),
+            fingerprint=split.fingerprint(),
+            overlap=overlap,
+            bins=list(HISTOGRAM_EDGES),
+            pictures=pictures(split.forget, self.experiment.sourced.class_names),
+        )
+
+    @property
+    def _origin(self) -> str:
+        return str(self.experiment.original)
+
+    def _search(self, name: str) -> tuple[Found, dict[str, float]]:
+        search = self.experiment.forget[name]
+        experiment, train = self.experiment, self.experiment.sourced.train
+        session = replace(self.session.child("search", name), recipe=None)
+
+        def compute() -> dict[str, Any]:
+            found = search.search(self.original, train, experiment.task, session)
+            overlap = {}
+            if (baseline := search.baseline()) is not None:
+                other = baseline.search(self.original, train, experiment.task, session)
+                overlap["loss_ranking"] = found.overlap(other)
+            return {"ids": found.ids.tolist(), "description": found.description, "overlap": overlap}
+
+        key = key_of(self.base, self._origin, config.dump(search), name)
+        value = self._value(f"search {name}", key, compute)
+        return Found(torch.tensor(value["ids"]), value["description"]), value["overlap"]
+
+    def _retrained(self, name: str, index: int, key: str, split: Split) -> Candidate:
+        session = self.session.child("retrained", name, index)
+
+        def compute() -> tuple[dict[str, Any], nn.Module]:
+            with metered(session.engine.torch_device) as cost:
+                model = self.experiment.recipe.train(split.retain, session, f"retrained {index + 1}")
+            return {"cost": cost}, model
+
+        value, model = self._model(f"{name} retrained {index + 1}", key_of(key, index), compute)
+        return Candidate(f"retrained {index + 1}", "retrained", model, value["cost"])
+
+    def _unlearned(self, name: str, method_name: str, key: str, split: Split) -> Candidate:
+        method = self.experiment.methods[method_name]
+        session = self.session.child("unlearn", name, method_name)
+
+        def compute() -> tuple[dict[str, Any], nn.Module | None]:
+            try:
+                with metered(session.engine.torch_device) as cost:
+                    model = method.unlearn(self.original, split, self.experiment.task, session)
+            except (Diverged, Unsupported) as error:
+                return {"cost": {}, "error": str(error)}, None
+            return {"cost": cost, "error": None}, model
+
+        stage = key_of(key, method_name, config.dump(method))
+        value, model = self._model(f"{name} {method_name}", stage, compute)
+        return Candidate(method_name, "unlearned", model, value["cost"], config.dump(method), value["error"])
+
+    def _rows(self, name: str, key: str, candidates: Sequence[Candidate], split: Split) -> list[Row]:
+        session = replace(self.session.child("evaluate", name), recipe=None)
+        evaluation = Evaluation(candidates, split, self.experiment.task, session)
+        metrics = self.experiment.metrics
+        key = key_of(key, config.dump(metrics), self.experiment.sourced.test.fingerprint())
+        key = key_of(key, self.experiment.retrained)
+        return [
+            Row.from_json(
+                self._value(
+                    f"{name} row {candidate.name}",
+                    key_of(key, candidate.name, candidate.method),
+                    lambda c=candidate: evaluation.row(c, metrics).to_json(),  # type: ignore[misc]
+                )
+            )
+            for candidate in candidates
+        ]
+
+    def _value(self, name: str, key: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        value = self.store.value(name, key, compute)
+        self._tick(name)
+        return value
+
+    def _model(
+        self, name: str, key: str, compute: Callable[[], tuple[dict[str, Any], nn.Module | None]]
+    ) -> tuple[dict[str, Any], nn.Module | None]:
+        found = self.store.model(name, key, self._blank, compute)
+        self._tick(name)
+        return found
+
+    def _tick(self, name: str) -> None:
+        self.done += 1
+        self.session.emit(Event("step", "run", self.done, self.pieces, {name: float(self.done)}))
+
+
+class _Log:
+    """``events.jsonl``: one line for each event but single steps. Also keeps others out."""
+
+    def __init__(self, directory: Path) -> None:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            self.file = (directory / EVENTS).open("a", encoding="utf-8")
+        except OSError as error:
+            raise RunError(
+                f"cannot write to '{directory}': {error.strerror}. Choose another with --directory."
+            ) from None
+        self._lock(directory)
+
+    def __call__(self, event: Event) -> None:
+        if event.kind == "step" and event.what != "run":
+            return
+        line = {
+            "time": round(time.time(), 3),
+            "kind": event.kind,
+            "what": event.what,
+            "index": event.index,
+            "total": event.total,
+            "values": dict(event.values),
+        }
+        try:
+            self.file.write(json.dumps(line) + "\n")
+            self.file.flush()
+        except OSError as error:
+            raise RunError(f"cannot write '{self.file.name}': {error.strerror}.") from None
+
+    def __enter__(self) -> _Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def _lock(self, directory: Path) -> None:
+        try:
+            import fcntl
+        except ImportError:  # no such lock on this system; two runs in one directory are the user's care
+            return
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self.file.close()
+            raise RunError(
+                f"another run is working in '{directory}'. Wait for it or choose another with --directory."
+            ) from None
+
+
+def without_timings(result: dict[str, Any]) -> dict[str, Any]:
+    """What two runs of the same experiment have in common: all but what measures the machine."""
+    tables = []
+    for table in result["tables"]:
+        rows = [
+            {**row, "scores": [s for s in row["scores"] if _id(s) not in TIMINGS]} for row in table["rows"]
+        ]
+        tables.append({**table, "rows": rows})
+    kept = {k: v for k, v in result["provenance"].items() if k not in ("seconds", "finished")}
+    return {**result, "tables": tables, "provenance": kept}
+
+
+def _id(score: dict[str, Any]) -> str:
+    return ".".join(part for part in (score["name"], score["part"], score["variant"]) if part)
+
+
+def _count(experiment: Experiment) -> int:
+    """Pieces of a run: the original; for each forget set its search, its models and their rows."""
+    models = experiment.retrained + len(experiment.methods)
+    return 1 + len(experiment.forget) * (2 + 2 * models)

@@ -1,0 +1,5 @@
+"""Which examples to forget: random ones, a class, and the hardest."""
+
+from expunge.search.base import Found, Search, searches
+
+__all__ = ["Found", "Search", "searches"]

@@ -1,0 +1,130 @@
+"""Results of the pieces of a run, kept by what they depend on.
+
+A piece is finished entirely or not there: it is written into a folder of its own that gets its name
+in one atomic step. A run that was killed continues with the first piece that is missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from expunge.errors import RunError
+from expunge.training.checkpoint import load_weights, save_weights
+
+VALUE, MODEL = "value.json", "model.safetensors"
+
+
+def key_of(*parts: object) -> str:
+    """The first 16 hexadecimal digits of SHA-256 of JSON-serialisable parts."""
+    text = json.dumps(parts, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class Store:
+    """Finished pieces in a folder.
+
+    Args:
+        folder: created if it is not there.
+
+    Raises:
+        RunError: it cannot be written to.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for leftover in folder.glob(".*.partial"):
+                shutil.rmtree(leftover, ignore_errors=True)
+            probe = folder / ".writable"
+            probe.write_text("")
+            probe.unlink()
+        except OSError as error:
+            raise RunError(
+                f"cannot write to '{folder}': {error.strerror}. Choose another with --directory."
+            ) from None
+
+    def value(self, name: str, key: str, compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+        """The JSON value of a piece, computed if it is not there yet."""
+        return self._piece(name, key, lambda: (compute(), None))[0]
+
+    def model(
+        self,
+        name: str,
+        key: str,
+        build: Callable[[], nn.Module],
+        compute: Callable[[], tuple[Mapping[str, Any], nn.Module | None]],
+    ) -> tuple[dict[str, Any], nn.Module | None]:
+        """The value and the model of a piece; ``build`` makes the network that weights are put into."""
+        value, model = self._piece(name, key, compute)
+        if model is None and (self._place(name, key) / MODEL).exists():
+            model = build()
+            load_weights(model, self._place(name, key) / MODEL)
+            model.eval()
+        return value, model
+
+    def has(self, name: str, key: str) -> bool:
+        return (self._place(name, key) / VALUE).exists()
+
+    def _place(self, name: str, key: str) -> Path:
+        safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
+        return self.folder / f"{safe}-{key}"
+
+    def _piece(
+        self, name: str, key: str, compute: Callable[[], tuple[Mapping[str, Any], nn.Module | None]]
+    ) -> tuple[dict[str, Any], nn.Module | None]:
+        place = self._place(name, key)
+        if (place / VALUE).exists():
+            return self._read(place), None
+        value, model = compute()
+        partial = self.folder / f".{place.name}.{os.getpid()}.partial"
+        try:
+            partial.mkdir()
+            if model is not None:
+                save_weights(model, partial / MODEL)
+            write_text(partial / VALUE, json.dumps(value))
+            os.replace(partial, place)
+        except OSError as error:
+            raise RunError(
+                f"cannot write '{place}': {error.strerror}. What was finished before is kept; "
+                "make room and run the same command again."
+            ) from None
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return json.loads(json.dumps(value)), model
+
+    def _read(self, place: Path) -> dict[str, Any]:
+        try:
+            value = json.loads((place / VALUE).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunError(
+                f"'{place}' is damaged ({type(error).__name__}). Delete that folder and run again."
+            ) from None
+        if not isinstance(value, dict):
+            raise RunError(f"'{place}' is damaged. Delete that folder and run again.")
+        return value
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all, and has it on disk before it returns.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

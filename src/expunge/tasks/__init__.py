@@ -1,0 +1,9 @@
+"""What models are for: classification, regression, next-token prediction, denoising."""
+
+from expunge.tasks.base import Task, tasks
+from expunge.tasks.causal_lm import CausalLM
+from expunge.tasks.classification import Classification
+from expunge.tasks.diffusion import Diffusion
+from expunge.tasks.regression import Regression
+
+__all__ = ["CausalLM", "Classification", "Diffusion", "Regression", "Task", "tasks"]

@@ -1,0 +1,1 @@
+"""Engines, the one optimisation loop, recipes, and small networks."""

@@ -1,0 +1,265 @@
+"""The only optimisation loop: training, retraining, unlearning, searching and relearning run on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from expunge import seeding
+from expunge.data.arrays import Batch, Data, random_order
+from expunge.data.split import Split
+from expunge.errors import Diverged, Unsupported
+from expunge.tasks.base import Task
+from expunge.training.modifier import Gradients, Modifier
+from expunge.training.optim import Optim
+from expunge.training.scope import Everything, Scope
+from expunge.training.session import Event, Session
+from expunge.training.step import Original, Part, Step, View
+
+Objective = Callable[[Step], dict[str, Tensor]]
+"""Named scalar terms; their sum is minimised."""
+
+PROBE = "probe"
+"""The term whose gradient a modifier reads but that is not part of the step."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One way through the data within an epoch.
+
+    Args:
+        over: every batch of this part, once, in random order.
+        beside: with each of them, a batch of this part; it starts again when it is used up.
+        batch_size: if other than the run's.
+    """
+
+    over: Part
+    beside: Part | None = None
+    batch_size: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """All that the loop needs besides the model.
+
+    Args:
+        objective: what is minimised.
+        parts: the data of each part.
+        passes: the passes of an epoch, by its number.
+        mode: ``train`` or ``eval``: whether BatchNorm and dropout behave as in training.
+        state: handed to the objective as ``step.state``.
+        after: called with the model after every step, for watchers that stop early: True stops.
+    """
+
+    what: str
+    objective: Objective
+    parts: Mapping[str, Data]
+    passes: Callable[[int], Sequence[Pass]]
+    epochs: int
+    batch_size: int
+    optim: Optim
+    scope: Scope = Everything()
+    modifiers: tuple[Modifier, ...] = ()
+    mode: Literal["train", "eval"] = "train"
+    state: Any = None
+    after: Callable[[nn.Module, int], bool] | None = None
+
+
+def optimise(model: nn.Module, plan: Plan, task: Task, session: Session) -> nn.Module:
+    """A copy of the model, optimised; the model passed in is not changed.
+
+    Raises:
+        Diverged: a term of the objective or a weight became NaN or infinite.
+        Unsupported: the scope, a modifier or the task cannot serve this model.
+    """
+    with seeding.seeded(seeding.derive(session.seed, "loop")):
+        return _Run(model, plan, task, session).run()
+
+
+class _Run:
+    """One run of the loop; holds what its steps share."""
+
+    def __init__(self, model: nn.Module, plan: Plan, task: Task, session: Session) -> None:
+        self.plan, self.task, self.session, self.engine = plan, task, session, session.engine
+        self.draws = session.generator("draws")
+        self.original = Original(model, task, self.engine, dict(plan.parts))
+        copy = self.engine.copy(model)
+        self.flags = {name: p.requires_grad for name, p in copy.named_parameters()}
+        self.model = plan.scope.enter(copy)
+        self.trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        self.optimizer = plan.optim.optimizer(self.trained.values())
+        self.protect = any(m.protects_retain for m in plan.modifiers)
+        self.separate = any(m.separate for m in plan.modifiers)
+        self.states = self._prepare()
+        self.streams: dict[tuple[Part, int], Iterator[Batch]] = {}
+        self.total = sum(self._length(p) for e in range(plan.epochs) for p in plan.passes(e))
+
+    def run(self) -> nn.Module:
+        plan, index = self.plan, 0
+        self.session.emit(Event("started", plan.what, 0, self.total))
+        for epoch in range(plan.epochs):
+            sums: dict[str, list[Tensor]] = {}
+            stop = False
+            for pass_ in plan.passes(epoch):
+                self._set_mode()
+                for batches in self._batches(pass_):
+                    self._set_rate(index)
+                    for name, value in self._step(pass_, batches, epoch, index).items():
+                        sums.setdefault(name, []).append(value)
+                    index += 1
+                    self.session.emit(Event("step", plan.what, index, self.total))
+                    stop = plan.after is not None and plan.after(self.model, index)
+                    if stop:
+                        break
+                if stop:
+                    break
+            self._check(sums, epoch)
+            if stop:
+                break
+        return self._finish(index)
+
+    def _prepare(self) -> list[Any]:
+        plan, parts = self.plan, self.plan.parts
+        if not plan.modifiers:
+            return []
+        if "forget" not in parts or "retain" not in parts:
+            raise Unsupported("modifiers need both a forget and a retain part.")
+        split = Split(parts["forget"], parts["retain"])
+        return [m.prepare(self.model, split, self.task, self.session) for m in plan.modifiers]
+
+    def _length(self, pass_: Pass) -> int:
+        size = pass_.batch_size or self.plan.batch_size
+        return -(-len(self.plan.parts[pass_.over]) // size)
+
+    def _set_mode(self) -> None:
+        self.model.train(self.plan.mode == "train")
+        if self.plan.mode == "train":
+            for module in self.model.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    own = list(module.parameters(recurse=False))
+                    if own and not any(p.requires_grad for p in own):
+                        module.eval()  # outside the scope: its running statistics stay too
+
+    def _set_rate(self, index: int) -> None:
+        rate = self.plan.optim.lr * self.plan.optim.factor(index, self.total)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def _batches(self, pass_: Pass) -> Iterator[dict[Part, Batch]]:
+        size = pass_.batch_size or self.plan.batch_size
+        beside = pass_.beside
+        if beside is None and self.protect and pass_.over == "forget":
+            beside = "retain"
+        for batch in self._once(pass_.over, size):
+            batches: dict[Part, Batch] = {pass_.over: batch}
+            if beside is not None:
+                key = (beside, size)
+                if key not in self.streams:
+                    self.streams[key] = self._endless(beside, size)
+                batches[beside] = next(self.streams[key])
+            yield batches
+
+    def _once(self, part: Part, size: int) -> Iterator[Batch]:
+        data = self.plan.parts[part]
+        order = random_order(len(data), size, self.draws)
+        return data.batches(order, device=self.engine.torch_device, generator=self.draws)
+
+    def _endless(self, part: Part, size: int) -> Iterator[Batch]:
+        while True:
+            yield from self._once(part, size)
+
+    def _step(self, pass_: Pass, batches: dict[Part, Batch], epoch: int, index: int) -> dict[str, Tensor]:
+        chunks = _chunks(batches, self.engine.accumulate)
+        total: dict[str, Gradients] = {}
+        logged: dict[str, Tensor] = {}
+        for weight, chunk in chunks:
+            views: dict[Part, View] = {}
+            for part, batch in chunk.items():
+                drawn = self.task.prepare(batch, self.draws)
+                views[part] = View(part, drawn, self.model, self.original, self.task, self.engine, self.draws)
+            step = Step(pass_.over, views, self.model, epoch, index, self.total, self.plan.state)
+            terms = self.plan.objective(step)
+            for name, value in terms.items():
+                logged[name] = logged.get(name, 0) + weight * value.detach()
+            self._add(total, {name: weight * value for name, value in self._probed(terms, step).items()})
+        for modifier, state in zip(self.plan.modifiers, self.states, strict=True):
+            total = modifier.gradients(total, state, self.optimizer)
+        total.pop(PROBE, None)
+        self._apply(total)
+        return logged
+
+    def _probed(self, terms: dict[str, Tensor], step: Step) -> dict[str, Tensor]:
+        if self.protect and "retain" not in terms and step.has("retain"):
+            return {**terms, PROBE: step.retain.loss.mean()}
+        return terms
+
+    def _add(self, total: dict[str, Gradients], terms: dict[str, Tensor]) -> None:
+        """Adds the gradients of one part of a batch; one backward pass unless terms stay apart."""
+        if not self.separate:
+            terms = {"total": torch.stack(list(terms.values())).sum()}
+        names, parameters = list(self.trained), list(self.trained.values())
+        for i, (name, value) in enumerate(terms.items()):
+            if not value.requires_grad:
+                raise Unsupported(f"the term '{name}' does not depend on any parameter that may move.")
+            found = torch.autograd.grad(value, parameters, retain_graph=i < len(terms) - 1, allow_unused=True)
+            known = total.setdefault(name, {})
+            for key, gradient in zip(names, found, strict=True):
+                if gradient is not None:
+                    known[key] = known[key] + gradient if key in known else gradient
+
+    def _apply(self, terms: dict[str, Gradients]) -> None:
+        for name, parameter in self.trained.items():
+            found = [term[name] for term in terms.values() if name in term]
+            parameter.grad = sum(found[1:], found[0]) if found else None
+        if self.plan.optim.clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.trained.values(), self.plan.optim.clip)
+        self.optimizer.step()
+        for modifier, state in zip(self.plan.modifiers, self.states, strict=True):
+            modifier.after_step(self.model, state)
+
+    def _check(self, sums: dict[str, list[Tensor]], epoch: int) -> None:
+        means = {name: float(torch.stack(values).mean()) for name, values in sums.items()}
+        for name, value in means.items():
+            if value != value or abs(value) == float("inf"):
+                raise Diverged(
+                    f"{self.plan.what}: the term '{name}' became {value} in epoch {epoch + 1}. "
+                    f"Lower the learning rate (now {self.plan.optim.lr}) or set optim.clip."
+                )
+        self.session.emit(Event("evaluated", self.plan.what, epoch + 1, self.plan.epochs, means))
+
+    def _finish(self, index: int) -> nn.Module:
+        for parameter in self.trained.values():
+            parameter.grad = None
+        model = self.plan.scope.leave(self.model)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(self.flags[name])
+            if not torch.isfinite(parameter).all():
+                raise Diverged(
+                    f"{self.plan.what}: the weights of '{name}' are no longer finite. "
+                    f"Lower the learning rate (now {self.plan.optim.lr}) or set optim.clip."
+                )
+        self.session.emit(Event("finished", self.plan.what, index, self.total))
+        return model.eval()
+
+
+def _chunks(batches: dict[Part, Batch], parts: int) -> list[tuple[float, dict[Part, Batch]]]:
+    """Splits the batches of one step into at most ``parts`` pieces, with the weight of each."""
+    if parts == 1:
+        return [(1.0, batches)]
+    count = min(parts, *(len(batch["ids"]) for batch in batches.values()))
+    size = len(next(iter(batches.values()))["ids"])
+    pieces = {part: _split(batch, count) for part, batch in batches.items()}
+    first = next(iter(pieces.values()))
+    return [
+        (len(first[i]["ids"]) / size, {part: found[i] for part, found in pieces.items()})
+        for i in range(count)
+    ]
+
+
+def _split(batch: Batch, count: int) -> list[Batch]:
+    columns = {name: torch.tensor_split(column, count) for name, column in batch.items()}
+    return [{name: column[i] for name, column in columns.items()} for i in range(count)]

@@ -1,0 +1,106 @@
+"""How the step is taken: the optimisers and their learning-rate schedules."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from expunge.errors import ConfigError
+from expunge.registry import Registry
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optim(ABC):
+    """An optimiser and its schedule.
+
+    Args:
+        lr: learning rate at its highest.
+        weight_decay: decay coefficient, with the meaning that the optimiser gives it.
+        schedule: ``constant``; ``cosine`` or ``linear`` down to 0; ``multistep``: × 0.1 at each of
+            ``milestones``.
+        milestones: fractions of all steps, for ``multistep``.
+        warmup: fraction of all steps over which the rate rises linearly from 0.
+        clip: the largest norm of the whole gradient; larger ones are scaled down to it.
+    """
+
+    lr: float = 0.01
+    weight_decay: float = 0.0
+    schedule: Literal["constant", "cosine", "linear", "multistep"] = "constant"
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    warmup: float = 0.0
+    clip: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0:
+            raise ConfigError(f"must be above 0, got {self.lr}.", "lr")
+        if self.weight_decay < 0:
+            raise ConfigError(f"must not be negative, got {self.weight_decay}.", "weight_decay")
+        if not 0 <= self.warmup < 1:
+            raise ConfigError(f"is a fraction of all steps in [0, 1), got {self.warmup}.", "warmup")
+        if self.clip is not None and not self.clip > 0:
+            raise ConfigError(f"must be above 0, got {self.clip}.", "clip")
+
+    @abstractmethod
+    def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """The torch optimiser over these parameters."""
+
+    def factor(self, index: int, total: int) -> float:
+        """What the learning rate is multiplied with at step ``index`` of ``total``."""
+        done = index / max(total, 1)
+        if done < self.warmup:
+            return (index + 1) / (self.warmup * total + 1)
+        rest = (done - self.warmup) / (1 - self.warmup)
+        if self.schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * rest))
+        if self.schedule == "linear":
+            return 1 - rest
+        if self.schedule == "multistep":
+            return 0.1 ** sum(done >= milestone for milestone in self.milestones)
+        return 1.0
+
+
+optimisers: Registry[Optim] = Registry(
+    "optimiser",
+    Optim,  # type: ignore[type-abstract]
+    ("expunge.training.optim", "expunge.methods.optimisers"),
+)
+
+
+@optimisers.register("sgd")
+@dataclass(frozen=True, kw_only=True)
+class SGD(Optim):
+    """Stochastic gradient descent with momentum: ``v ← μ v + g + λ θ``, ``θ ← θ − η v``."""
+
+    momentum: float = 0.9
+    nesterov: bool = False
+
+    def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(
+            parameters,
+            lr=self.lr,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            nesterov=self.nesterov,
+        )
+
+
+@optimisers.register("adamw")
+@dataclass(frozen=True, kw_only=True)
+class AdamW(Optim):
+    """Adam with decoupled weight decay (Loshchilov and Hutter, 2019)."""
+
+    lr: float = 1e-3
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+
+    def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(
+            parameters, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay
+        )

@@ -1,0 +1,120 @@
+"""Pure functions on the parameters of a model and on ``{name: Tensor}``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from expunge.data.arrays import Data, fixed_order
+from expunge.errors import CheckpointError, DataError
+from expunge.tasks.base import Task
+from expunge.training.session import Event, Session
+
+
+def check_finite(model: nn.Module, name: str = "the model") -> None:
+    """Refuses a model with NaN or infinite weights.
+
+    Raises:
+        CheckpointError: names the first such tensor.
+    """
+    for key, value in model.state_dict().items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            bad = int((~torch.isfinite(value)).sum())
+            raise CheckpointError(
+                f"{name}: '{key}' holds {bad} NaN or infinite value(s). Load a sound checkpoint."
+            )
+
+
+def gradient_sum(
+    model: nn.Module,
+    data: Data,
+    task: Task,
+    session: Session,
+    *,
+    names: list[str],
+    batch_size: int,
+    transform: Callable[[Tensor], Tensor] = lambda gradient: gradient,
+) -> tuple[dict[str, Tensor], int]:
+    """``Σ_B transform(∇ mean_{i∈B} ℓ_i)`` over the batches of the data, and their number.
+
+    The model is in evaluation mode, the examples are not augmented and come in their own order, so
+    the result depends on nothing but model, data and batch size. The model is left as it was.
+
+    Cost: one forward and backward pass over the data; one copy of the parameters.
+    """
+    parameters = dict(model.named_parameters())
+    chosen = [parameters[name] for name in names]
+    total = {name: torch.zeros_like(parameters[name]) for name in names}
+    order = fixed_order(len(data), batch_size)
+    modes = {module: module.training for module in model.modules()}
+    flags = [parameter.requires_grad for parameter in chosen]
+    model.eval()
+    for parameter in chosen:
+        parameter.requires_grad_(True)
+    try:
+        for index, batch in enumerate(data.batches(order, device=session.engine.torch_device)):
+            batch = task.prepare(batch, None)
+            with session.engine.autocast():
+                outputs = task.outputs(model, batch)
+            loss = task.loss(outputs, batch).mean()
+            found = torch.autograd.grad(loss, chosen, allow_unused=True)
+            for name, gradient in zip(names, found, strict=True):
+                if gradient is not None:
+                    total[name] += transform(gradient)
+            session.emit(Event("step", "gradients", index + 1, len(order)))
+    finally:
+        for module, training in modes.items():
+            module.training = training
+        for parameter, flag in zip(chosen, flags, strict=True):
+            parameter.requires_grad_(flag)
+    return total, len(order)
+
+
+def importance(
+    model: nn.Module, data: Data, task: Task, session: Session, *, names: list[str], batch_size: int
+) -> dict[str, Tensor]:
+    """``I_j = mean_B (∂ mean_{i∈B} ℓ_i / ∂θ_j)²``: the diagonal Fisher of batches of that size.
+
+    With ``batch_size=1`` it is the empirical Fisher information; larger batches make it smaller
+    where the gradients of examples disagree.
+    """
+    total, batches = gradient_sum(
+        model, data, task, session, names=names, batch_size=batch_size, transform=torch.square
+    )
+    return {name: value / batches for name, value in total.items()}
+
+
+def largest(values: Mapping[str, Tensor], fraction: float) -> dict[str, Tensor]:
+    """Boolean masks of the largest ``fraction`` of all elements together, ties included.
+
+    The threshold is found by ``kthvalue``: ``torch.quantile`` refuses more than 2**24 elements.
+    """
+    flat = torch.cat([value.flatten() for value in values.values()])
+    keep = round(fraction * flat.numel())
+    if keep <= 0:
+        return {name: torch.zeros_like(value, dtype=torch.bool) for name, value in values.items()}
+    threshold = flat.kthvalue(flat.numel() - keep + 1).values
+    return {name: value >= threshold for name, value in values.items()}
+
+
+def inner(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> Tensor:
+    """``Σ_j a_j b_j`` over the names that both have. A scalar."""
+    products = [(first[name] * second[name]).sum() for name in first if name in second]
+    if not products:
+        raise DataError("the two sets of tensors share no name.")
+    return torch.stack(products).sum()
+
+
+def distance(first: nn.Module, second: nn.Module) -> float:
+    """``‖θ_1 − θ_2‖₂`` over all parameters."""
+    others = dict(second.named_parameters())
+    squares = [(p - others[name]).square().sum() for name, p in first.named_parameters()]
+    return float(torch.stack(squares).sum().sqrt())
+
+
+def shared_tensors(first: nn.Module, second: nn.Module) -> list[str]:
+    """Names of the parameters with equal values in both models: empty for an honest retraining."""
+    others = dict(second.named_parameters())
+    return [n for n, p in first.named_parameters() if n in others and torch.equal(p, others[n])]

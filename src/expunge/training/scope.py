@@ -1,0 +1,53 @@
+"""Which parameters may move."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from torch import nn
+
+from expunge.errors import Unsupported
+from expunge.registry import Registry
+
+
+class Scope(ABC):
+    """Chooses the parameters that an unlearning run may change."""
+
+    @abstractmethod
+    def names(self, model: nn.Module) -> list[str]:
+        """The names of the parameters that may move, in the model's order.
+
+        Raises:
+            Unsupported: if that is none of them.
+        """
+
+    def enter(self, model: nn.Module) -> nn.Module:
+        """Prepares a model to be trained: freezes what may not move. May return a wrapper."""
+        chosen = set(self.names(model))
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in chosen)
+        return model
+
+    def leave(self, model: nn.Module) -> nn.Module:
+        """The model in its original structure again, changes included."""
+        return model
+
+
+scopes: Registry[Scope] = Registry(
+    "scope",
+    Scope,  # type: ignore[type-abstract]
+    ("expunge.training.scope", "expunge.methods.scopes"),
+)
+
+
+@scopes.register("everything")
+@dataclass(frozen=True, kw_only=True)
+class Everything(Scope):
+    """Every parameter that requires a gradient in the model as it was handed in."""
+
+    def names(self, model: nn.Module) -> list[str]:
+        found = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        if not found:
+            raise Unsupported("the model has no parameter that requires a gradient; nothing could move.")
+        return found

@@ -1,0 +1,181 @@
+"""What an objective reads. Every value is computed at most once for each step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from expunge.data.arrays import Batch, Data
+from expunge.errors import MissingEvidence
+from expunge.tasks.base import Task
+from expunge.training.engine import Engine
+
+Part = Literal["forget", "retain"]
+
+
+class Original:
+    """The model as it was handed in, frozen and in evaluation mode, and what it said per example.
+
+    Where an example always looks the same (no augmentation, no drawn noise), the original's
+    log-likelihood and loss are one number each: they are computed when first asked for and kept, so
+    from the second epoch on they cost nothing. The second copy of the model is made on first use.
+    """
+
+    def __init__(self, model: nn.Module, task: Task, engine: Engine, parts: dict[str, Data]) -> None:
+        self._source = model
+        self._task = task
+        self._engine = engine
+        self._rows = {name: torch.sort(data.ids).values for name, data in parts.items()}
+        self._fixed = {name: not (task.random_outputs or data.augmented) for name, data in parts.items()}
+        self._kept: dict[tuple[str, str], Tensor] = {}
+
+    @cached_property
+    def model(self) -> nn.Module:
+        return self._engine.copy(self._source).eval().requires_grad_(False)
+
+    def outputs(self, batch: Batch) -> Tensor:
+        """``(N, …)``, without gradient."""
+        with torch.no_grad(), self._engine.autocast():
+            return self._task.outputs(self.model, batch)
+
+    def per_example(self, part: str, kind: str, batch: Batch, compute: Callable[[], Tensor]) -> Tensor:
+        """A kept per-example value of ``(N,)``, computed where it is not yet known."""
+        if not self._fixed[part]:
+            return compute()
+        rows = torch.searchsorted(self._rows[part], batch["ids"].cpu())
+        kept = self._kept.setdefault((part, kind), torch.full((len(self._rows[part]),), torch.nan))
+        if kept[rows].isnan().any():
+            kept[rows] = compute().float().cpu()
+        return kept[rows].to(batch["ids"].device)
+
+
+class View:
+    """One batch of one part, through the model being changed and through the original.
+
+    Everything with a gradient belongs to the model being changed. Shapes: ``outputs`` ``(N, …)``,
+    all else ``(N,)``.
+    """
+
+    def __init__(
+        self,
+        part: Part,
+        batch: Batch,
+        model: nn.Module,
+        original: Original,
+        task: Task,
+        engine: Engine,
+        generator: torch.Generator | None,
+    ) -> None:
+        self.part = part
+        self.batch = batch
+        self._model = model
+        self._original = original
+        self._task = task
+        self._engine = engine
+        self._generator = generator
+
+    def __len__(self) -> int:
+        return len(self.batch["ids"])
+
+    @cached_property
+    def outputs(self) -> Tensor:
+        """What the model being changed says."""
+        with self._engine.autocast():
+            return self._task.outputs(self._model, self.batch)
+
+    @cached_property
+    def loss(self) -> Tensor:
+        """The task's loss of each example."""
+        return self._task.loss(self.outputs, self.batch)
+
+    @cached_property
+    def log_likelihood(self) -> Tensor:
+        """``log p(y | x)`` of each example."""
+        return self._task.log_likelihood(self.outputs, self.batch)
+
+    @cached_property
+    def original(self) -> Tensor:
+        """What the original model says."""
+        return self._original.outputs(self.batch)
+
+    @cached_property
+    def original_loss(self) -> Tensor:
+        """The original's loss of each example; kept between epochs where it cannot change."""
+        return self._original.per_example(
+            self.part, "loss", self.batch, lambda: self._task.loss(self.original, self.batch)
+        )
+
+    @cached_property
+    def original_log_likelihood(self) -> Tensor:
+        """The original's log-likelihood of each example; kept likewise."""
+        return self._original.per_example(
+            self.part, "ll", self.batch, lambda: self._task.log_likelihood(self.original, self.batch)
+        )
+
+    def divergence(self, temperature: float = 1.0) -> Tensor:
+        """``KL(original ‖ model)`` of each example, both tempered."""
+        return self._task.divergence(self.original, self.outputs, self.batch, temperature)
+
+    @cached_property
+    def drift(self) -> Tensor:
+        """``KL(original ‖ model)`` of each example."""
+        return self.divergence()
+
+    @cached_property
+    def relabelled(self) -> View:
+        """The same examples with targets that carry no information, drawn anew for each step."""
+        batch = self._task.relabel(self.batch, self._generator)
+        view = View(self.part, batch, self._model, self._original, self._task, self._engine, self._generator)
+        if not self._task.relabel_changes_inputs:
+            view.__dict__["outputs"] = self.outputs  # the inputs are the same: one forward pass is enough
+        return view
+
+
+class Step:
+    """One optimiser step, as an objective sees it.
+
+    ``over`` is the part whose batches this pass goes through. ``forget`` and ``retain`` are views of
+    the batches at hand; asking for one that this pass does not bring is an error.
+    """
+
+    def __init__(
+        self,
+        over: Part,
+        views: dict[Part, View],
+        model: nn.Module,
+        epoch: int,
+        index: int,
+        total: int,
+        state: Any,
+    ) -> None:
+        self.over = over
+        self.model = model
+        self.epoch = epoch
+        self.index = index
+        self.total = total
+        self.state = state
+        self._views = views
+
+    @property
+    def forget(self) -> View:
+        return self._view("forget")
+
+    @property
+    def retain(self) -> View:
+        return self._view("retain")
+
+    def has(self, part: Part) -> bool:
+        """Whether this pass brings a batch of the part."""
+        return part in self._views
+
+    def _view(self, part: Part) -> View:
+        if part not in self._views:
+            raise MissingEvidence(
+                f"the objective asked for a {part} batch in a pass over {self.over} alone. "
+                f"Declare Pass('{self.over}', beside='{part}') in passes()."
+            )
+        return self._views[part]
