@@ -138,7 +138,7 @@ def evaluate(
     if any(other.original is not first.original or other.split is not first.split for other in results):
         raise ConfigError("results of different models or splits cannot share a table; evaluate each alone.")
     candidates = [Candidate("original", "original", first.original)]
-    candidates += _references(first, against, retrained)
+    candidates += references(against, first.split, first.session, retrained)
     names: dict[str, int] = {}
     for item in results:
         label = methods.name_of(item.method)
@@ -146,23 +146,39 @@ def evaluate(
         label = label if names[label] == 1 else f"{label} {names[label]}"
         candidates.append(Candidate(label, "unlearned", item.model, item.cost, config.dump(item.method)))
     chosen = [config.build(known_metrics, metric, "metrics") for metric in metrics]
-    evaluation = Evaluation(candidates, first.split, first.task, replace(first.session, recipe=None))
+    return compare(name, candidates, first.split, first.task, first.session, chosen)
+
+
+def compare(
+    name: str,
+    candidates: Sequence[Candidate],
+    split: Split,
+    task: Task,
+    session: Session,
+    metrics: Sequence[Metric] = DEFAULT,
+) -> Report:
+    """A report on models of one forget set, however they were made; the original must be among them.
+
+    Raises:
+        MissingEvidence: there is no original.
+    """
+    evaluation = Evaluation(candidates, split, task, replace(session, recipe=None))
     table = Table(
         name="forget",
-        description=f"{len(first.split.forget)} examples",
-        size=len(first.split.forget),
-        train_size=len(first.split.forget) + len(first.split.retain),
-        rows=tuple(evaluation.rows(chosen)),
-        fingerprint=first.split.fingerprint(),
+        description=f"{len(split.forget)} examples",
+        size=len(split.forget),
+        train_size=len(split.forget) + len(split.retain),
+        rows=tuple(evaluation.rows(metrics)),
+        fingerprint=split.fingerprint(),
         bins=list(HISTOGRAM_EDGES),
-        pictures=pictures(first.split.forget),
+        pictures=pictures(split.forget),
     )
     origin = {
-        "seed": first.session.seed,
+        "seed": session.seed,
         "versions": versions(),
-        "hardware": hardware(first.session.engine.torch_device),
-        "task": config.dump(first.task),
-        "score_name": first.task.score_name,
+        "hardware": hardware(session.engine.torch_device),
+        "task": config.dump(task),
+        "score_name": task.score_name,
     }
     return Report(name, (table,), origin)
 
@@ -211,17 +227,22 @@ def run(
     return execute(experiment, Path(directory), callbacks)
 
 
-def _references(
-    first: Unlearned, against: Recipe | nn.Module | Sequence[nn.Module], count: int
+def references(
+    against: Recipe | nn.Module | Sequence[nn.Module], split: Split, session: Session, count: int = 2
 ) -> list[Candidate]:
+    """Models that never saw the forget set: those given, or ``count`` trained by the recipe.
+
+    Raises:
+        ConfigError: none given, or a count below 1.
+    """
     if isinstance(against, Recipe):
         if count < 1:
             raise ConfigError(f"must be at least 1, got {count}.", "retrained")
         found = []
         for index in range(count):
-            session = first.session.child("retrained", index)
-            with metered(session.engine.torch_device) as cost:
-                model = against.train(first.split.retain, session, f"retrained {index + 1}")
+            child = session.child("retrained", index)
+            with metered(child.engine.torch_device) as cost:
+                model = against.train(split.retain, child, f"retrained {index + 1}")
             found.append(Candidate(f"retrained {index + 1}", "retrained", model, cost))
         return found
     models = [against] if isinstance(against, nn.Module) else list(against)

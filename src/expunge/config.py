@@ -7,6 +7,7 @@ defaults. A field whose annotation is the base class of a registry takes a name,
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
@@ -118,7 +119,7 @@ def write_yaml(value: object, path: Path) -> None:
 
 def override(value: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
     """A copy of a mapping with ``a.b.c=value`` assignments applied; the values are read as YAML."""
-    result: dict[str, Any] = json.loads(json.dumps(value))
+    result = copy.deepcopy(value)
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals or not key.strip():
@@ -130,26 +131,23 @@ def override(value: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any
         *parents, last = key.strip().split(".")
         node: Any = result
         for parent in parents:
-            if isinstance(node, dict) and node.get(parent) is None:
-                node[parent] = {}
-            if isinstance(node, dict) and isinstance(node[parent], str):
-                node[parent] = {"kind": node[parent]}  # "salun" and {kind: salun} mean the same
-            node = _child(node, parent, assignment)
-        if isinstance(node, list):
-            _child(node, last, assignment)
-            node[int(last)] = item
-        elif isinstance(node, dict):
-            node[last] = item
-        else:
-            raise ConfigError(f"'{assignment}': '{'.'.join(parents)}' is a value, not a mapping.")
+            at = _place(node, parent, assignment)
+            held = node.get(at) if isinstance(node, dict) else node[at]
+            if held is None:
+                node[at] = {}
+            elif isinstance(held, str):
+                node[at] = {"kind": held}  # "salun" and {kind: salun} mean the same
+            node = node[at]
+        node[_place(node, last, assignment)] = item
     return result
 
 
-def _child(node: Any, key: str, assignment: str) -> Any:
+def _place(node: Any, key: str, assignment: str) -> Any:
+    """Where ``key`` is, or would be, in a mapping or a list."""
     if isinstance(node, dict):
-        return node[key]
-    if isinstance(node, list) and key.isdigit() and int(key) < len(node):
-        return node[int(key)]
+        return key
+    if isinstance(node, list) and key.isdecimal() and int(key) < len(node):
+        return int(key)
     raise ConfigError(f"'{assignment}': there is no '{key}' to set; it is not a mapping or list that has it.")
 
 

@@ -48,7 +48,7 @@ class Registry(Generic[T]):
 
         def add(cls: type[T]) -> type[T]:
             known = self._entries.get(name)
-            if known is not None and known.__qualname__ != cls.__qualname__:
+            if known is not None and _origin(known) != _origin(cls):
                 raise ConfigError(f"{self.noun} '{name}' is already registered by {known.__module__}.")
             self._entries[name] = cls
             return cls
@@ -96,18 +96,22 @@ class Registry(Generic[T]):
     def _load(self) -> None:
         if self._loaded:
             return
-        self._loaded = True
         for package in self._packages:
             module = importlib.import_module(package)
             for found in pkgutil.iter_modules(getattr(module, "__path__", [])):
                 importlib.import_module(f"{package}.{found.name}")
+        self._loaded = True  # not before: a module that cannot be imported is reported every time
 
     def _load_plugins(self) -> None:
         if self._plugins_loaded:
             return
-        self._plugins_loaded = True
         for point in entry_points(group="expunge"):
             point.load()
+        self._plugins_loaded = True
+
+
+def _origin(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def registry_of(base: object) -> Registry[object] | None:

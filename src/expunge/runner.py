@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -50,6 +51,20 @@ def execute(experiment: Experiment, directory: Path, callbacks: Sequence[Callbac
         return _Run(experiment, directory, (*callbacks, log)).report()
 
 
+def save(report: Report, directory: Path) -> None:
+    """Writes ``result.json``, ``report.html`` and ``table.csv``.
+
+    Raises:
+        RunError: the directory cannot be written.
+    """
+    try:
+        write_text(directory / RESULT, json.dumps(report.to_json(), indent=1))
+    except OSError as error:
+        raise RunError(f"cannot write '{directory / RESULT}': {error.strerror}.") from None
+    report.to_html(directory / "report.html")
+    report.to_csv(directory / "table.csv")
+
+
 class _Run:
     """One experiment in one directory."""
 
@@ -77,12 +92,7 @@ class _Run:
         tables = tuple(self._table(name) for name in self.experiment.forget)
         origin = provenance.collect(self.experiment, time.perf_counter() - start)
         report = Report(self.experiment.name, tables, origin)
-        try:
-            write_text(self.directory / RESULT, json.dumps(report.to_json(), indent=1))
-        except OSError as error:
-            raise RunError(f"cannot write '{self.directory / RESULT}': {error.strerror}.") from None
-        report.to_html(self.directory / "report.html")
-        report.to_csv(self.directory / "table.csv")
+        save(report, self.directory)
         self.session.emit(Event("finished", "run", self.pieces, self.pieces))
         return report
 
@@ -114,10 +124,11 @@ class _Run:
         return self.experiment.recipe.initial(self.session)
 
     def _table(self, name: str) -> Table:
+        original = self.original
         found, overlap = self._search(name)
         split = self.experiment.split(found.ids)
         key = key_of(self.base, self._origin, found.ids.tolist())
-        candidates = [Candidate("original", "original", self.original)]
+        candidates = [Candidate("original", "original", original)]
         candidates += [self._retrained(name, k, key, split) for k in range(self.experiment.retrained)]
         candidates += [self._unlearned(name, m, key, split) for m in self.experiment.methods]
         rows = self._rows(name, key, candidates, split)
@@ -199,20 +210,23 @@ class _Run:
         ]
 
     def _value(self, name: str, key: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        value = self.store.value(name, key, compute)
-        self._tick(name)
-        return value
+        with self._piece(name, key):
+            return self.store.value(name, key, compute)
 
     def _model(
         self, name: str, key: str, compute: Callable[[], tuple[dict[str, Any], nn.Module | None]]
     ) -> tuple[dict[str, Any], nn.Module | None]:
-        found = self.store.model(name, key, self._blank, compute)
-        self._tick(name)
-        return found
+        with self._piece(name, key):
+            return self.store.model(name, key, self._blank, compute)
 
-    def _tick(self, name: str) -> None:
+    @contextmanager
+    def _piece(self, name: str, key: str) -> Iterator[None]:
+        """Tells the listeners how many seconds the piece took; 0 where it was there already."""
+        there, start = self.store.has(name, key), time.perf_counter()
+        yield
         self.done += 1
-        self.session.emit(Event("step", "run", self.done, self.pieces, {name: float(self.done)}))
+        seconds = 0.0 if there else time.perf_counter() - start
+        self.session.emit(Event("step", "run", self.done, self.pieces, {name: seconds}))
 
 
 class _Log:

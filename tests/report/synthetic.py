@@ -38,12 +38,25 @@ def rate(rng: random.Random, name: str, part: str, p: float, n: int, variant: st
     half = 1.96 * math.sqrt(max(value * (1 - value), 0.002) / n)
     bounds = (max(0.0, value - half), min(1.0, value + half))
     return Score(
-        name=name, part=part, variant=variant, value=value, interval=bounds, n=n, target="retrained", unit="fraction"
+        name=name,
+        part=part,
+        variant=variant,
+        value=value,
+        interval=bounds,
+        n=n,
+        target="retrained",
+        unit="fraction",
     )
 
 
 def plain(
-    name: str, value: float, unit: Unit, target: Target, part: str = "", variant: str = "", spread: float = 0.0
+    name: str,
+    value: float,
+    unit: Unit,
+    target: Target,
+    part: str = "",
+    variant: str = "",
+    spread: float = 0.0,
 ) -> Score:
     bounds = (max(0.0, value - spread), value + spread) if spread else None
     return Score(
@@ -68,7 +81,15 @@ def scores(
         rate(rng, "accuracy", "test", test, 2000),
         rate(rng, "membership", "forget", member, size, "svc-confidence"),
         rate(rng, "membership", "forget", member - 0.04, size, "threshold-confidence"),
-        plain("divergence", abs(forget - 0.86) * 0.4 + 0.02, "nats", "retrained", "forget", "jensen-shannon", 0.004),
+        plain(
+            "divergence",
+            abs(forget - 0.86) * 0.4 + 0.02,
+            "nats",
+            "retrained",
+            "forget",
+            "jensen-shannon",
+            0.004,
+        ),
     ]
     if role == "retrained" and only_one:
         found.append(missing("average gap", "there is no other retrained model.", "fraction", "low"))
@@ -76,7 +97,9 @@ def scores(
         gap = sum(abs(a - b) for a, b in zip(truth[:4], RETRAINED[:4], strict=True)) / 4
         found.append(plain("average gap", gap + 0.006, "fraction", "low", spread=0.0045))
     found += [
-        plain("relearn time", steps + rng.randint(0, 2) * (role == "retrained"), "steps", "retrained", "forget"),
+        plain(
+            "relearn time", steps + rng.randint(0, 2) * (role == "retrained"), "steps", "retrained", "forget"
+        ),
         plain("loss", loss + rng.gauss(0, 0.01), "nats", "retrained", "forget", spread=0.03),
         plain("loss", 0.02 + 2 * (1 - retain), "nats", "retrained", "retain", spread=0.004),
         plain("loss", 0.1 + 3 * (1 - test) + rng.gauss(0, 0.01), "nats", "retrained", "test", spread=0.02),
@@ -108,7 +131,13 @@ def row(rng: random.Random, name: str, role: Role, truth: tuple[float, ...], onl
 def picture(rng: random.Random, index: int) -> dict[str, str]:
     image = Image.new("RGB", (32, 32))
     a, b = [tuple(rng.randrange(40, 230) for _ in range(3)) for _ in range(2)]
-    image.putdata([a if (x - 16) ** 2 + (y - 16) ** 2 < rng.randrange(60, 140) else b for x in range(32) for y in range(32)])
+    image.putdata(
+        [
+            a if (x - 16) ** 2 + (y - 16) ** 2 < rng.randrange(60, 140) else b
+            for x in range(32)
+            for y in range(32)
+        ]
+    )
     stream = io.BytesIO()
     image.save(stream, "PNG")
     png = base64.b64encode(stream.getvalue()).decode()
@@ -127,7 +156,9 @@ def table(
     rng = random.Random(seed)
     rows = [row(rng, "original", "original", original)]
     rows += [row(rng, f"retrained {i + 1}", "retrained", RETRAINED, retrained == 1) for i in range(retrained)]
-    rows += [row(rng, key, "unlearned", truth) for key, truth in (METHODS if methods is None else methods).items()]
+    rows += [
+        row(rng, key, "unlearned", truth) for key, truth in (METHODS if methods is None else methods).items()
+    ]
     rows.append(Row("ssd", "unlearned", error=ERROR, method={"kind": "ssd"}))
     return Table(
         name=name,

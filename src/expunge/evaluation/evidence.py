@@ -148,8 +148,8 @@ class Evidence:
         return known[metric]
 
     def of(self, subject: Subject) -> Evidence:
-        """The same evidence about another model."""
-        return replace(self, subject=subject)
+        """The same evidence about another model, whose cost is not known."""
+        return replace(self, subject=subject, cost={})
 
     def references(self) -> tuple[Subject, ...]:
         """The retrained models.

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 
 LEVEL = 0.95
 """Confidence level of every interval."""
+
+BLOCKS = 1000
+"""The bootstrap draws from at most so many values or blocks of values."""
 
 Floats = NDArray[np.float64]
 
@@ -32,10 +37,26 @@ def mean(values: Floats, seed: int = 0, resamples: int = 1000) -> tuple[float, f
 
 
 def resampled_means(values: Floats, seed: int, resamples: int = 1000) -> Floats:
-    """Means of ``resamples`` draws with replacement. Shape ``(resamples,)``."""
+    """Means of ``resamples`` draws with replacement. Shape ``(resamples,)``.
+
+    More than ``BLOCKS`` values are first gathered in so many random blocks of equal size (up to
+    one), and the blocks are drawn: the same spread of the mean at a cost that does not grow.
+    """
+    sums, sizes = values, np.ones(len(values))
+    if len(values) > BLOCKS:
+        order = np.random.default_rng(seed).permutation(len(values))
+        starts = np.arange(BLOCKS) * len(values) // BLOCKS
+        sums = np.add.reduceat(values[order], starts)
+        sizes = np.diff(np.append(starts, len(values))).astype(np.float64)
+    drawn = _draws(len(sums), seed, resamples)
+    return np.asarray((drawn @ sums) / (drawn @ sizes), dtype=np.float64)
+
+
+@lru_cache(maxsize=8)
+def _draws(n: int, seed: int, resamples: int) -> Floats:
+    """How often each of ``n`` items is in each resample. Shape ``(resamples, n)``."""
     generator = np.random.default_rng(seed)
-    counts = generator.multinomial(len(values), np.full(len(values), 1 / len(values)), size=resamples)
-    return np.asarray(counts @ values / len(values), dtype=np.float64)
+    return generator.multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float64)
 
 
 def percentile(draws: Floats) -> tuple[float, float]:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from expunge import seeding
 from expunge.data.split import Split
 from expunge.errors import ConfigError, Diverged
 from expunge.registry import Registry
@@ -118,7 +119,7 @@ class Edit(Method):
     def unlearn(self, model: nn.Module, split: Split, task: Task, session: Session) -> nn.Module:
         edited = session.engine.copy(model)
         names = self.scope.names(edited)
-        with torch.random.fork_rng():
+        with seeding.seeded(seeding.derive(session.seed, "edit")):
             self.edit(edited, names, split, task, session)
         for name, parameter in edited.named_parameters():
             if not torch.isfinite(parameter).all():

@@ -7,6 +7,7 @@ retraining is evidence about these measurements and is never said to be more.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,14 +32,27 @@ class Finding:
         nearest: the methods nearest to retraining, the nearest first; several are a tie, none where
             nothing can be said.
         headline: the finding in a few words.
-        sentences: what it rests on.
+        basis: what decided it.
+        sentences: all that is worth knowing about it, the basis among it.
+        gaps: average gaps to compare at a glance: retraining's own, the nearest methods, doing nothing.
     """
 
     table: str
     kind: Kind
     nearest: tuple[str, ...]
     headline: str
+    basis: str
     sentences: tuple[str, ...]
+    gaps: tuple[Gap, ...] = ()
+
+
+@dataclass(frozen=True)
+class Gap:
+    """An average gap under a name that a reader knows."""
+
+    name: str
+    value: float
+    text: str
 
 
 @dataclass(frozen=True)
@@ -90,46 +104,47 @@ def finding(table: Table) -> Finding:
     )
     standing = _Standing(table, columns, originals[0] if originals else None, methods)
     kind, nearest, headline, basis = _judge(standing)
-    sentences = [_doing_nothing(standing), _floor(standing), *basis]
+    sentences = [_doing_nothing(standing), _floor(standing), basis]
     if kind in ("nearest", "tie", "unclear") and methods:
         sentences += [_evidence(standing, methods[0].row), _utility(standing, methods[0].row)]
     failures = [name for name, _ in layout.failed(table)]
     if failures:
         sentences.append(f"{wording.listing(failures)} gave no model; the error stands under the table.")
-    return Finding(table.name, kind, nearest, headline, tuple(filter(None, sentences)))
+    said = tuple(filter(None, sentences))
+    return Finding(table.name, kind, nearest, headline, basis, said, tuple(_gaps(standing)))
 
 
-def _judge(standing: _Standing) -> tuple[Kind, tuple[str, ...], str, list[str]]:
+def _judge(standing: _Standing) -> tuple[Kind, tuple[str, ...], str, str]:
     table, methods, original = standing.table, standing.methods, standing.original
     if not any(row.error is None for row in table.by_role("unlearned")):
-        return "no models", (), "No unlearned model to judge", []
+        return "no models", (), "No unlearned model to judge", ""
     if not methods or not table.by_role("retrained"):
         basis = "Without a distance from retraining no method can be called near to it."
-        return "no anchors", (), "Nothing to compare with", [basis]
+        return "no anchors", (), "Nothing to compare with", basis
     best, leaders = methods[0], standing.leaders
     if not has_headroom(table):
         basis = (
             "Doing nothing is already within the noise of retraining here, so a method that did nothing "
             "would look as good: this set cannot show forgetting and cannot rank the methods."
         )
-        return "no headroom", (), "No headroom: nothing can be concluded", [basis]
+        return "no headroom", (), "No headroom: nothing can be concluded", basis
     if original and best.value >= original.value:
         basis = f"The smallest average gap of a method, {best.row.name}'s, is {standing.quantity(best)}."
-        return "not nearer", (), "No method came nearer to retraining than doing nothing", [basis]
+        return "not nearer", (), "No method came nearer to retraining than doing nothing", basis
     names = tuple(item.row.name for item in leaders)
     if original and best.tied(original):
         basis = (
             f"The smallest average gap is {best.row.name}'s, {standing.quantity(best)}, but its interval "
             "overlaps with that of doing nothing."
         )
-        return "unclear", (), "No method is clearly nearer to retraining than doing nothing", [basis]
+        return "unclear", (), "No method is clearly nearer to retraining than doing nothing", basis
     if len(leaders) > 1:
         basis = (
             f"Their average gaps are {wording.listing([standing.quantity(item) for item in leaders])}; the "
             "intervals overlap, so the order among them may be chance."
         )
-        return "tie", names, f"{wording.listing(names)} tie for nearest to retraining", [basis]
-    return "nearest", names, f"{names[0]} came nearest to retraining", [_lead(standing)]
+        return "tie", names, f"{wording.listing(names)} tie for nearest to retraining", basis
+    return "nearest", names, f"{names[0]} came nearest to retraining", _lead(standing)
 
 
 def _lead(standing: _Standing) -> str:
@@ -148,11 +163,22 @@ def _doing_nothing(standing: _Standing) -> str:
         anchor = column.anchor
         parts.append(
             f"leaves {column.heading} at {column.quantity(anchor.original)}, where retraining gives "
-            f"{column.quantity(anchor.retrained)} (a distance of {wording.sigma(anchor.headroom).lstrip('+')})"
+            f"{column.quantity(anchor.retrained)} ({wording.sigma(anchor.headroom).lstrip('+')} apart)"
         )
     if standing.original:
         parts.append(f"has an average gap of {standing.quantity(standing.original)}")
-    return f"Doing nothing {' and '.join(parts)}." if parts else ""
+    return f"Doing nothing {', and '.join(parts)}." if parts else ""
+
+
+def _gaps(standing: _Standing) -> Iterator[Gap]:
+    column = layout.average_gap(standing.columns)
+    if column is not None and column.anchor is not None:
+        floor = column.anchor.retrained
+        yield Gap("another retraining", floor, column.quantity(floor))
+    for item in [*standing.methods[:2], *([standing.original] if standing.original else [])]:
+        name = "doing nothing" if item is standing.original else item.row.name
+        digits = column.digits if column else 2
+        yield Gap(name, item.value, wording.quantity(item.value, "fraction", digits))
 
 
 def _floor(standing: _Standing) -> str:
@@ -253,7 +279,8 @@ def _across(found: list[Finding]) -> str:
         return f"{text}: {wording.listing(ranked[0].nearest)}."
     if not always:
         return f"{text}; no single method was among the nearest each time."
-    return f"{text}; {wording.listing(always)} {'was' if len(always) == 1 else 'were'} among the nearest each time."
+    were = "was" if len(always) == 1 else "were"
+    return f"{text}; {wording.listing(always)} {were} among the nearest each time."
 
 
 def _anchors(report: Report) -> str:

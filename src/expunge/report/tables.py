@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, RenderableType
 from rich.padding import Padding
 from rich.table import Table as Grid
 from rich.text import Text
@@ -28,8 +28,9 @@ LEGEND = (
     "honest retrain. 'No headroom': doing nothing is that near as well, so being near shows no forgetting."
 )
 FIELDS = (
-    "forget_set model role metric value low high n unit target gap noise_units retrained noise verdict reason"
-).split()
+    *("forget_set", "model", "role", "metric", "value", "low", "high", "n", "unit", "target"),
+    *("gap", "noise_units", "retrained", "noise", "verdict", "reason"),
+)
 
 
 def to_text(report: Report, width: int | None = None) -> str:

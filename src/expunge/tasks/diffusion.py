@@ -40,6 +40,8 @@ class Diffusion(Task):
     def __post_init__(self) -> None:
         if self.timesteps < 1:
             raise ConfigError(f"timesteps must be at least 1, got {self.timesteps}.", "timesteps")
+        if self.conditions is not None and self.conditions < 1:
+            raise ConfigError(f"conditions must be at least 1, got {self.conditions}.", "conditions")
         if not 0 < self.beta_start <= self.beta_end < 1:
             raise ConfigError("needs 0 < beta_start <= beta_end < 1.", "beta_start")
 

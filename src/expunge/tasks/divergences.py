@@ -9,11 +9,11 @@ from torch import Tensor
 def kl(reference: Tensor, outputs: Tensor, temperature: float = 1.0) -> Tensor:
     """``Σ_c p_c (log p_c − log q_c)`` over the last axis, ``p, q = softmax(logits / T)``.
 
-    Computed in float32 at least and summed over classes; never divided by their number.
+    Computed in float32 and summed over classes; never divided by their number.
     """
     log_p = torch.log_softmax(reference.float() / temperature, dim=-1)
     log_q = torch.log_softmax(outputs.float() / temperature, dim=-1)
-    return (log_p.exp() * (log_p - log_q)).sum(-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1).clamp_min(0.0)
 
 
 def jensen_shannon(first: Tensor, second: Tensor) -> Tensor:

@@ -140,8 +140,8 @@ class _Run:
         if self.plan.mode == "train":
             for module in self.model.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    own = list(module.parameters(recurse=False))
-                    if own and not any(p.requires_grad for p in own):
+                    own = [p.requires_grad for p in module.parameters(recurse=False)]
+                    if not (any(own) if own else all(p.requires_grad for p in self.model.parameters())):
                         module.eval()  # outside the scope: its running statistics stay too
 
     def _set_rate(self, index: int) -> None:
@@ -173,19 +173,21 @@ class _Run:
             yield from self._once(part, size)
 
     def _step(self, pass_: Pass, batches: dict[Part, Batch], epoch: int, index: int) -> dict[str, Tensor]:
-        chunks = _chunks(batches, self.engine.accumulate)
+        drawn = {part: self.task.prepare(batch, self.draws) for part, batch in batches.items()}
+        shared = (self.model, self.original, self.task, self.engine, self.draws)
         total: dict[str, Gradients] = {}
         logged: dict[str, Tensor] = {}
-        for weight, chunk in chunks:
-            views: dict[Part, View] = {}
-            for part, batch in chunk.items():
-                drawn = self.task.prepare(batch, self.draws)
-                views[part] = View(part, drawn, self.model, self.original, self.task, self.engine, self.draws)
+        for weights, chunk in _chunks(drawn, self.engine.accumulate):
+            views = {part: View(part, batch, *shared) for part, batch in chunk.items()}
             step = Step(pass_.over, views, self.model, epoch, index, self.total, self.plan.state)
-            terms = self.plan.objective(step)
+            terms = {
+                name: weights.get("retain" if name == PROBE else name, weights[pass_.over]) * value
+                for name, value in self._probed(self.plan.objective(step), step).items()
+            }
             for name, value in terms.items():
-                logged[name] = logged.get(name, 0) + weight * value.detach()
-            self._add(total, {name: weight * value for name, value in self._probed(terms, step).items()})
+                if name != PROBE:
+                    logged[name] = logged.get(name, 0) + value.detach()
+            self._add(total, terms)
         for modifier, state in zip(self.plan.modifiers, self.states, strict=True):
             total = modifier.gradients(total, state, self.optimizer)
         total.pop(PROBE, None)
@@ -246,17 +248,14 @@ class _Run:
         return model.eval()
 
 
-def _chunks(batches: dict[Part, Batch], parts: int) -> list[tuple[float, dict[Part, Batch]]]:
-    """Splits the batches of one step into at most ``parts`` pieces, with the weight of each."""
-    if parts == 1:
-        return [(1.0, batches)]
-    count = min(parts, *(len(batch["ids"]) for batch in batches.values()))
-    size = len(next(iter(batches.values()))["ids"])
+def _chunks(batches: dict[Part, Batch], parts: int) -> list[tuple[dict[str, float], dict[Part, Batch]]]:
+    """Splits the batches of one step into at most ``parts`` pieces, each with its share of every part."""
+    sizes = {part: len(batch["ids"]) for part, batch in batches.items()}
+    count = min(parts, *sizes.values())
     pieces = {part: _split(batch, count) for part, batch in batches.items()}
-    first = next(iter(pieces.values()))
+    chunks = [{part: found[i] for part, found in pieces.items()} for i in range(count)]
     return [
-        (len(first[i]["ids"]) / size, {part: found[i] for part, found in pieces.items()})
-        for i in range(count)
+        ({part: len(batch["ids"]) / sizes[part] for part, batch in chunk.items()}, chunk) for chunk in chunks
     ]
 
 

@@ -80,6 +80,13 @@ class SGD(Optim):
     momentum: float = 0.9
     nesterov: bool = False
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.momentum < 1:
+            raise ConfigError(f"must be in [0, 1), got {self.momentum}.", "momentum")
+        if self.nesterov and self.momentum == 0:
+            raise ConfigError("needs a momentum above 0.", "nesterov")
+
     def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.SGD(
             parameters,

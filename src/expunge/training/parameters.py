@@ -107,6 +107,7 @@ def inner(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> Tensor:
     return torch.stack(products).sum()
 
 
+@torch.no_grad()
 def distance(first: nn.Module, second: nn.Module) -> float:
     """``‖θ_1 − θ_2‖₂`` over all parameters."""
     others = dict(second.named_parameters())

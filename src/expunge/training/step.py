@@ -69,6 +69,7 @@ class View:
         task: Task,
         engine: Engine,
         generator: torch.Generator | None,
+        kept: bool = True,
     ) -> None:
         self.part = part
         self.batch = batch
@@ -77,6 +78,7 @@ class View:
         self._task = task
         self._engine = engine
         self._generator = generator
+        self._kept = kept
 
     def __len__(self) -> int:
         return len(self.batch["ids"])
@@ -105,16 +107,12 @@ class View:
     @cached_property
     def original_loss(self) -> Tensor:
         """The original's loss of each example; kept between epochs where it cannot change."""
-        return self._original.per_example(
-            self.part, "loss", self.batch, lambda: self._task.loss(self.original, self.batch)
-        )
+        return self._of_original("loss", self._task.loss)
 
     @cached_property
     def original_log_likelihood(self) -> Tensor:
         """The original's log-likelihood of each example; kept likewise."""
-        return self._original.per_example(
-            self.part, "ll", self.batch, lambda: self._task.log_likelihood(self.original, self.batch)
-        )
+        return self._of_original("log_likelihood", self._task.log_likelihood)
 
     def divergence(self, temperature: float = 1.0) -> Tensor:
         """``KL(original ‖ model)`` of each example, both tempered."""
@@ -129,10 +127,17 @@ class View:
     def relabelled(self) -> View:
         """The same examples with targets that carry no information, drawn anew for each step."""
         batch = self._task.relabel(self.batch, self._generator)
-        view = View(self.part, batch, self._model, self._original, self._task, self._engine, self._generator)
+        shared = (self._model, self._original, self._task, self._engine, self._generator)
+        view = View(self.part, batch, *shared, kept=False)
         if not self._task.relabel_changes_inputs:
             view.__dict__["outputs"] = self.outputs  # the inputs are the same: one forward pass is enough
         return view
+
+    def _of_original(self, kind: str, measure: Callable[[Tensor, Batch], Tensor]) -> Tensor:
+        def compute() -> Tensor:
+            return measure(self.original, self.batch)
+
+        return self._original.per_example(self.part, kind, self.batch, compute) if self._kept else compute()
 
 
 class Step:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from expunge.errors import ConfigError
 from expunge.methods.base import GradientMethod, methods
+from expunge.training.loop import Pass
 from expunge.training.optim import SGD, Optim
 from expunge.training.step import Step
 
@@ -29,8 +31,8 @@ class NPO(GradientMethod):
         retain_weight: ``λ``; 0 is NPO alone, 1 is NPO+RT.
 
     Shapes: as the task's; works for every task.
-    Cost: ``epochs`` passes over the forget set with a retain batch beside each batch. The original's
-        log-likelihoods are kept after the first epoch, one number an example.
+    Cost: ``epochs`` passes over the forget set, with a retain batch beside each batch where ``λ > 0``.
+        The original's log-likelihoods are kept after the first epoch, one number an example.
     Guarantee: empirical.
     Differs: both passes are in evaluation mode, so that the first step has ``w = 1`` exactly also with
         BatchNorm and dropout; ``mode="train"`` changes the one being trained. The reference is the
@@ -48,10 +50,15 @@ class NPO(GradientMethod):
         super().__post_init__()
         if not self.beta > 0:
             raise ConfigError(f"must be above 0, got {self.beta}; β → 0 is grad_ascent.", "beta")
+        if self.retain_weight < 0:
+            raise ConfigError(f"must not be negative, got {self.retain_weight}.", "retain_weight")
+
+    def passes(self, epoch: int) -> Sequence[Pass]:
+        return (Pass("forget", beside="retain" if self.retain_weight > 0 else None),)
 
     def objective(self, step: Step) -> dict[str, Tensor]:
         gain = step.forget.original_log_likelihood - step.forget.log_likelihood
-        return {
-            "forget": -2 / self.beta * F.logsigmoid(self.beta * gain).mean(),
-            "retain": self.retain_weight * step.retain.loss.mean(),
-        }
+        terms = {"forget": -2 / self.beta * F.logsigmoid(self.beta * gain).mean()}
+        if self.retain_weight > 0:
+            terms["retain"] = self.retain_weight * step.retain.loss.mean()
+        return terms

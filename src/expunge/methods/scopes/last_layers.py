@@ -30,10 +30,8 @@ class LastLayers(Scope):
         layers = [i for i, (_, m) in enumerate(owners) if any(p.ndim > 1 for p in m.parameters(False))]
         if self.count > len(layers):
             raise Unsupported(f"asked for the last {self.count} layers of a model that has {len(layers)}.")
-        chosen = owners[layers[-self.count] :]
-        return [
-            f"{owner}.{name}" if owner else name
-            for owner, module in chosen
-            for name, parameter in module.named_parameters(recurse=False)
-            if parameter.requires_grad
-        ]
+        chosen = {id(p) for _, m in owners[layers[-self.count] :] for p in m.parameters(False)}
+        names = [name for name, p in model.named_parameters() if id(p) in chosen and p.requires_grad]
+        if not names:
+            raise Unsupported(f"no parameter of the last {self.count} layers requires a gradient.")
+        return names

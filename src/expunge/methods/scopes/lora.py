@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import cast
 
@@ -49,11 +50,12 @@ class LoRA(Scope):
         found = [
             name
             for name, module in model.named_modules()
-            if isinstance(module, kinds) and (not self.targets or name.endswith(self.targets))
+            if name and isinstance(module, kinds) and (not self.targets or name.endswith(self.targets))
         ]
         if not found:
             raise Unsupported(f"no module to adapt: none ends with {list(self.targets) or 'a linear layer'}.")
-        config = LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=found)
+        exactly = "|".join(map(re.escape, found))  # in a list, "0" would also stand for "body.0"
+        config = LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=exactly)
         return cast(nn.Module, LoraModel(model, config, "default"))
 
     def leave(self, model: nn.Module) -> nn.Module:

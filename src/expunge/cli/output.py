@@ -1,0 +1,25 @@
+"""Reports on the terminal and in a directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from expunge.evaluation.report import Report
+
+
+def show(report: Report, directory: Path) -> None:
+    """Prints the tables, in colour on a terminal, and where the files are."""
+    from rich.console import Console
+
+    from expunge.report.tables import print_report
+
+    console = Console(highlight=False)
+    if console.is_terminal:
+        print_report(report, console)
+    else:
+        print(report)
+    print(f"\nReport: {directory / 'report.html'}")
+    print(f"Table:  {directory / 'table.csv'}")
+    print(f"Result: {directory / 'result.json'}")

@@ -1,0 +1,36 @@
+"""``expunge run``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from expunge.cli.arguments import Settings, Source
+
+EXAMPLE = "expunge run digits methods.salun.epochs=3 --directory runs/short"
+
+
+def command(
+    experiment: Source,
+    settings: Settings = None,
+    directory: Annotated[
+        Path | None, typer.Option(help="Where the results go.", show_default="runs/NAME")
+    ] = None,
+) -> None:
+    """Runs an experiment: trains, unlearns and compares every method with retraining.
+
+    Finished pieces are kept in the directory, so the same command continues a run that was interrupted, and
+    a changed experiment computes only what has changed.
+    """
+    from expunge.cli.output import show
+    from expunge.cli.progress import Progress
+    from expunge.experiment import read
+    from expunge.runner import execute
+
+    parsed = read(experiment, settings or ())
+    place = directory or Path("runs") / parsed.name
+    with Progress() as progress:
+        report = execute(parsed, place, (progress,))
+    show(report, place)

@@ -1,0 +1,197 @@
+"""Everything a user can get wrong, through the real command line: one line that names it, exit code 2.
+
+``python tests/cli/bad_input.py`` prints a table of case and message; ``test_bad_input.py`` runs the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shlex
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import situations
+from workplace import furnish
+
+UNLEARN = "unlearn base.yaml --method finetune --output out.safetensors --model trained.safetensors"
+FORGET = "unlearn base.yaml --method finetune --output out.safetensors --forget ids.txt --model"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    stderr: str
+
+    @property
+    def lines(self) -> list[str]:
+        return [line for line in self.stderr.splitlines() if line.strip()]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A command line, or a function that stages one, and what its only line on stderr must contain."""
+
+    title: str
+    act: str | Callable[[Path], tuple[int, str]]
+    expected: tuple[str, ...]
+
+    def run(self, folder: Path) -> Outcome:
+        if callable(self.act):
+            return Outcome(*self.act(folder))
+        return Outcome(*in_process(shlex.split(self.act), folder))
+
+    def complaints(self, outcome: Outcome) -> Iterator[str]:
+        """What is wrong with the answer; nothing where it is as it should be."""
+        if outcome.code != 2:
+            yield f"exit code {outcome.code}, not 2"
+        if "Traceback" in outcome.stderr:
+            yield "a traceback"
+        if len(outcome.lines) != 1:
+            yield f"{len(outcome.lines)} lines, not 1"
+        elif not outcome.lines[0].startswith(("error: ", "interrupted; ")):
+            yield "the line does not begin with 'error: '"
+        yield from (f"no {text!r}" for text in self.expected if text not in outcome.stderr)
+
+
+def in_process(words: list[str], folder: Path) -> tuple[int, str]:
+    """Exit code and stderr of ``expunge`` with these arguments in this folder."""
+    from expunge.cli.main import main
+
+    stderr = io.StringIO()
+    with contextlib.chdir(folder), contextlib.redirect_stderr(stderr), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            code = main(words)
+        except Exception:
+            traceback.print_exc(file=stderr)
+            code = 1
+    return code, stderr.getvalue()
+
+
+def case(title: str, act: str | Callable[[Path], tuple[int, str]], *expected: str) -> Case:
+    return Case(title, act, expected)
+
+
+def check(title: str, changes: str, *expected: str, source: str = "base.yaml") -> Case:
+    """A mistake in an experiment; ``expunge run`` must find it before it trains anything."""
+    return Case(title, f"run {source} {changes}", expected)
+
+
+USAGE = [
+    case("unknown command", "rnu", "'rnu'", "Did you mean 'run'"),
+    case("unknown option", "run base.yaml --dirctory x", "--dirctory", "--directory"),
+    case("no experiment", "run", "EXPERIMENT"),
+    case("missing option", "unlearn base.yaml", "--model"),
+    case("option without value", "run base.yaml --directory", "--directory"),
+    case("unknown suite", "run digts", "'digts'", "Did you mean 'digits'"),
+    case("unknown kind to list", "list metods", "'metods'", "Did you mean 'methods'"),
+    case("too many arguments", "report a b", "b"),
+    case("unknown method on the command line", UNLEARN.replace("finetune", "finetun") + " --forget ids.txt",
+         "'finetun'", "Did you mean 'finetune'"),
+    case("unknown field of a method", UNLEARN + " --forget ids.txt epoch=1", "'epoch'", "Did you mean 'epochs'"),
+    case("unknown search", "search base.yaml --model trained.safetensors --output o.txt --search bilevl",
+         "'bilevl'", "Did you mean 'bilevel'"),
+]  # fmt: skip
+
+FILES = [
+    case("missing file", "run missing.yaml", "missing.yaml", "neither a file nor"),
+    case("a folder as experiment", "run folder", "folder"),
+    case("invalid YAML", "run invalid.yaml", "invalid.yaml", "line 2"),
+    case("empty YAML", "run empty.yaml", "empty.yaml", "None"),
+    case("a key twice", "run twice.yaml", "twice.yaml", "seed"),
+    case("binary YAML", "run binary.yaml", "binary.yaml"),
+    case("list at the top", "run list.yaml", "list.yaml", "mapping"),
+    case("no name", "run no_name.yaml", "'name' is missing"),
+    check("override without =", "epochs", "'epochs'", "key=value"),
+    check("override without key", "=3", "'=3'"),
+    check("override not YAML", "train.epochs=[1", "'train.epochs=[1'"),
+    check("override below a number", "seed.x=1", "seed.x=1"),
+]
+
+NAMES = [
+    check("unknown section", "traning.epochs=1", "'traning'", "Did you mean 'train'"),
+    check("unknown key", "train.epoch=1", "train", "'epoch'", "Did you mean 'epochs'"),
+    check("unknown key of an optimiser", "train.optim.learning_rate=1", "train.optim", "'learning_rate'"),
+    check("unknown method", "methods.a.kind=sallun", "methods.a", "'sallun'", "Did you mean 'salun'"),
+    check("unknown model", "model.kind=mpl", "model", "'mpl'", "Did you mean 'mlp'"),
+    check("unknown task", "task.kind=clasification", "'clasification'", "Did you mean 'classification'"),
+    check("unknown data", "data.kind=blob", "data", "'blob'", "Did you mean 'blobs'"),
+    check("unknown search of a set", "forget.a.kind=randm_set", "forget.a", "Did you mean 'random_set'"),
+    check("unknown metric", "metrics=[acuracy]", "metrics[0]", "Did you mean 'accuracy'"),
+    check("unknown optimiser", "train.optim.kind=sdg", "train.optim", "Did you mean 'sgd'"),
+    check("unknown scope", "methods.finetune.scope=everthing", "methods.finetune.scope", "'everything'"),
+    check("unknown modifier", "methods.finetune.modifiers=[salency_mask]", "modifiers[0]", "'saliency_mask'"),
+    check("a set called original", "forget.original.kind=random_set", "'original'"),
+    check("a name with a slash", "name=a/b", "name", "'a/b'"),
+]
+
+TYPES = [
+    check("string for int", "train.epochs=many", "train.epochs", "integer", "'many'"),
+    check("float for int", "train.epochs=1.5", "train.epochs", "1.5"),
+    check("bool for int", "train.epochs=true", "train.epochs", "True"),
+    check("bool for float", "train.optim.lr=true", "train.optim.lr", "True"),
+    check("number for list", "model.hidden=8", "model.hidden", "8"),
+    check("list for mapping", "train=[1]", "train", "mapping"),
+    check("number for methods", "methods=3", "methods", "mapping"),
+    check("null for the model", "model=null", "model"),
+    check("NaN", "train.optim.lr=.nan", "train.optim.lr", "nan"),
+    check("infinity", "methods.finetune.optim.lr=.inf", "methods.finetune.optim.lr", "inf"),
+    check("unknown choice", "engine.dtype=float8", "engine.dtype", "float8"),
+    check("string for seed", "seed=one", "seed", "'one'"),
+]
+
+MISSING = [
+    check("no data", "data=null", "data"),
+    check("model without outputs", "'model={kind: mlp, inputs: 2}'", "model", "'outputs' is missing"),
+    check("required field", "forget.a.kind=class_set", "forget.a", "'classes' is missing"),
+    check("kind without a name", "'model={inputs: 2}'", "model"),
+]
+
+RANGES = [
+    check("negative rate", "train.optim.lr=-1", "train.optim.lr", "-1"),
+    check("rate 0", "methods.finetune.optim.lr=0", "methods.finetune.optim.lr"),
+    check("no epochs", "train.epochs=0", "train.epochs", "0"),
+    check("no method epochs", "methods.finetune.epochs=0", "methods.finetune.epochs"),
+    check("no batch", "train.batch_size=0", "train.batch_size"),
+    check("size 0", "forget.random.size=0", "forget.random.size", "0"),
+    check("size 1.5", "forget.random.size=1.5", "forget.random.size", "1.5"),
+    check("negative size", "forget.random.size=-3", "forget.random.size", "-3"),
+    check("more than the data", "forget.random.size=1000", "forget.random", "1000", "80"),
+    check("all of the data", "forget.random.size=80", "forget.random", "80"),
+    check("keep above 1", "methods.salun.keep=2", "methods.salun", "keep", "2"),
+    check("negative momentum", "train.optim.momentum=-1", "train.optim", "momentum", "-1"),
+    check("Nesterov without momentum", "train.optim.momentum=0 train.optim.nesterov=true", "nesterov"),
+    check("betas above 1", "'train.optim={kind: adamw, betas: [2, 3]}'",
+          "train.optim"),
+    check("clip 0", "train.optim.clip=0", "train.optim.clip"),
+    check("no retrained models", "retrained=0", "retrained", "0"),
+    check("no forget sets", "forget={}", "forget"),
+    check("one class", "task.classes=1", "task.classes", "1"),
+    check("no data at all", "data.size=0", "data.size", "0"),
+    check("metric of no part", "'metrics=[{kind: accuracy, part: train}]'", "metrics[0].part", "train"),
+    check("no such device", "engine.device=gpu", "engine.device", "'gpu'"),
+    check("no such CUDA device", "engine.device=cuda:99", "engine.device"),
+    check("accumulate 0", "engine.accumulate=0", "engine.accumulate"),
+]  # fmt: skip
+
+FIT = [
+    check("class not in the data", "forget.a.kind=class_set forget.a.classes=[7]", "forget.a", "7"),
+    check("labels outside the classes", "task.classes=3 model.outputs=3", "label 3", "0..2"),
+    check("outputs other than classes", "model.outputs=5", "5", "4"),
+    check("inputs of the wrong size", "model.inputs=3", "inputs (4, 2)"),
+    check("grey images for colour", "model.in_channels=3", "inputs (4, 1, 8, 8)", source="images.yaml"),
+    check("wrong kind of model", "'model={kind: tiny_lm, vocabulary: 9}'", "inputs (4, 2)"),
+    check("LoRA on an edit", "methods.ssd.scope=lora", "methods.ssd", "LoRA"),
+    check("pattern without match", "methods.finetune.scope.kind=modules methods.finetune.scope.patterns=[head]",
+          "methods.finetune", "'head'"),
+    check("too many layers", "methods.finetune.scope.kind=last_layers methods.finetune.scope.count=9",
+          "methods.finetune", "9"),
+    check("relabelling without conditions", "", "methods.random_labels", "condition", source="diffusion.yaml"),
+    check("classes of a regression", "", "forget.class_set", "no classes", source="regression.yaml"),

@@ -1,0 +1,104 @@
+"""Four micro settings, one for each task: a trained model, what it must forget, and how it was trained."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from expunge import config
+from expunge.data import ArrayData, Split
+from expunge.tasks import CausalLM, Classification, Diffusion, Regression, Task
+from expunge.training.models import models
+from expunge.training.optim import AdamW
+from expunge.training.recipe import Recipe, Training
+from expunge.training.session import Session
+
+torch.set_num_threads(1)
+
+NAMES = ("classification", "regression", "causal_lm", "diffusion")
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """A trained model and everything that made it."""
+
+    name: str
+    task: Task
+    split: Split
+    recipe: Recipe
+    session: Session
+    original: nn.Module
+
+    def fresh(self) -> nn.Module:
+        """A copy of the original that a test may spoil."""
+        return self.session.engine.copy(self.original)
+
+
+@pytest.fixture(params=NAMES)
+def setting(request: pytest.FixtureRequest) -> Setting:
+    """One of the four; ``@pytest.mark.parametrize("setting", ["regression"], indirect=True)`` picks."""
+    return _setting(request.param)
+
+
+@functools.cache
+def _setting(name: str) -> Setting:
+    draws = torch.Generator().manual_seed(0)
+    task, model, columns, training = {
+        "classification": _classification,
+        "regression": _regression,
+        "causal_lm": _causal_lm,
+        "diffusion": _diffusion,
+    }[name](draws)
+    data = ArrayData(columns)
+    split = Split.from_ids(data, range(0, len(data), 4))
+    recipe = Recipe(config.build(models, model), task, training)
+    original = recipe.train(data, Session(seed=0))
+    return Setting(name, task, split, recipe, Session(seed=1, recipe=recipe), original)
+
+
+def _classification(draws: torch.Generator) -> tuple[Task, dict, dict[str, Tensor], Training]:
+    """Three textures and noise; the network has batch norm."""
+    targets = torch.arange(48) % 3
+    inputs = 0.3 * torch.randn(48, 1, 5, 5, generator=draws)
+    for label in range(3):
+        inputs[targets == label, :, label::3] += 1.0
+    model = {"kind": "small_cnn", "classes": 3, "in_channels": 1, "width": 3}
+    training = Training(epochs=10, batch_size=12, optim=AdamW(lr=0.02))
+    return Classification(3), model, {"inputs": inputs, "targets": targets}, training
+
+
+def _regression(draws: torch.Generator) -> tuple[Task, dict, dict[str, Tensor], Training]:
+    inputs = torch.randn(40, 4, generator=draws)
+    targets = torch.tanh(inputs[:, :1] - inputs[:, 1:2])
+    model = {"kind": "mlp", "inputs": 4, "outputs": 1, "hidden": (8,)}
+    training = Training(epochs=30, batch_size=10, optim=AdamW(lr=0.02))
+    return Regression(low=-1.0, high=1.0), model, {"inputs": inputs, "targets": targets}, training
+
+
+def _causal_lm(draws: torch.Generator) -> tuple[Task, dict, dict[str, Tensor], Training]:
+    """Two tokens of question, then an answer of two or three tokens, then padding."""
+    ids = torch.randint(1, 11, (24, 6), generator=draws)
+    lengths = 4 + torch.arange(24) % 2
+    places = torch.arange(6)
+    padding = places >= lengths[:, None]
+    columns = {
+        "input_ids": ids.masked_fill(padding, 0),
+        "labels": ids.masked_fill(padding | (places < 2), -100),
+        "attention_mask": (~padding).long(),
+    }
+    model = {"kind": "tiny_lm", "vocabulary": 11, "width": 8, "layers": 1, "heads": 2, "context": 6}
+    optim = AdamW(lr=0.02, eps=1e-4)  # the bias of the keys has no gradient: do not blow up its rounding
+    return CausalLM(11), model, columns, Training(epochs=40, batch_size=8, optim=optim)
+
+
+def _diffusion(draws: torch.Generator) -> tuple[Task, dict, dict[str, Tensor], Training]:
+    targets = torch.arange(32) % 3
+    inputs = 2.0 * torch.eye(3, 4)[targets] + 0.1 * torch.randn(32, 4, generator=draws)
+    model = {"kind": "tiny_denoiser", "inputs": 4, "conditions": 3, "width": 8, "layers": 1}
+    training = Training(epochs=40, batch_size=8, optim=AdamW(lr=0.02))
+    task = Diffusion(timesteps=20, conditions=3, beta_end=0.3)
+    return task, model, {"inputs": inputs, "targets": targets}, training

@@ -1,0 +1,48 @@
+"""What the hardest and easiest forget sets are for, on real data with a fully fitted original."""
+
+import pytest
+import torch
+
+from expunge import experiment
+from expunge.search import searches
+from expunge.training import parameters
+
+
+@pytest.fixture(scope="module")
+def digits():
+    suite = experiment.read("digits")
+    session = suite.session()
+    return suite, session, suite.recipe.train(suite.sourced.train, session.child("original"))
+
+
+def error(model, data) -> float:
+    with torch.no_grad():
+        wrong = model(data.column("inputs").float().div(255 if data.column("inputs").dtype == torch.uint8 else 1))
+    return (wrong.argmax(1) != data.column("targets")).double().mean().item()
+
+
+@pytest.mark.parametrize(("name", "low", "high"), [("hardest", 0.0, 0.005), ("easiest", 0.2, 1.0)])
+def test_retraining_forgets_the_easiest_and_not_the_hardest(digits, name, low, high, capsys) -> None:
+    suite, session, original = digits
+    search = suite.forget[name]
+    found = search.search(original, suite.sourced.train, suite.task, session.child("search", name))
+    baseline = search.baseline().search(original, suite.sourced.train, suite.task, session)
+    split = suite.split(found.ids)
+    retrained = suite.recipe.train(split.retain, session.child("retrained", name, 0))
+    with capsys.disabled():
+        print(
+            f"\n{name}: retrained forget error {error(retrained, split.forget):.3f}, "
+            f"overlap with loss_ranking {found.overlap(baseline):.3f}"
+        )
+    assert error(original, split.forget) <= 0.01
+    assert low <= error(retrained, split.forget) <= high
+    assert parameters.shared_tensors(original, retrained) == []
+
+
+def test_random_sets_lie_in_between(digits) -> None:
+    suite, session, original = digits
+    found = searches.get("random_set")(size=0.05).search(original, suite.sourced.train, suite.task, session)
+    split = suite.split(found.ids)
+    retrained = suite.recipe.train(split.retain, session.child("retrained", "random", 0))
+    assert error(original, split.forget) <= 0.01
+    assert 0.0 <= error(retrained, split.forget) < 0.2

@@ -1,0 +1,166 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from expunge.config import build, dump
+from expunge.data import ArrayData
+from expunge.errors import ConfigError, DataError, Unsupported
+from expunge.search import searches
+from expunge.search.bilevel import Bilevel, project
+from expunge.search.loss_ranking import LossRanking
+from expunge.search.random_set import RandomSet
+from expunge.tasks import Classification, Regression
+from expunge.training.session import Session
+
+TASK = Classification(3)
+
+
+@pytest.fixture
+def data() -> ArrayData:
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randint(3, (120,), generator=generator)
+    x = torch.randn(120, 3, generator=generator) + 2 * torch.eye(3)[y]
+    return ArrayData({"inputs": x, "targets": y}, class_names=("a", "b", "c"))
+
+
+@pytest.fixture
+def model(data: ArrayData) -> nn.Module:
+    from expunge import seeding
+    from expunge.training.recipe import Recipe, Training
+
+    with seeding.seeded(0):
+        return Recipe(lambda: nn.Linear(3, 3), TASK, Training(epochs=20)).train(data, Session(0))
+
+
+@pytest.mark.parametrize("kind", [
+    {"kind": "random_set", "size": 10}, {"kind": "loss_ranking", "size": 10},
+    {"kind": "loss_ranking", "size": 10, "mode": "easiest"}, {"kind": "bilevel", "size": 10},
+    {"kind": "bilevel", "size": 10, "mode": "easiest"}, {"kind": "class_set", "classes": [1]},
+    {"kind": "given", "ids": [5, 3]},
+])  # fmt: skip
+def test_every_search_is_repeatable_and_changes_nothing(kind, data, model) -> None:
+    search = build(searches, kind)
+    assert build(searches, dump(search)) == search
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    first, second = (search.search(model, data, TASK, Session(1)) for _ in range(2))
+    assert torch.equal(first.ids, second.ids)
+    assert first.ids.tolist() == sorted(set(first.ids.tolist()))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+    if "size" in kind:
+        assert len(first.ids) == 10
+
+
+def test_random_set_depends_on_the_seed(data, model) -> None:
+    a, b = (RandomSet(size=0.25).search(model, data, TASK, Session(s)).ids for s in (0, 1))
+    assert len(a) == 30
+    assert not torch.equal(a, b)
+
+
+def test_class_set_is_all_of_the_class_and_names_it(data, model) -> None:
+    found = build(searches, {"kind": "class_set", "classes": [1]}).search(model, data, TASK, Session(0))
+    assert (data.subset(found.ids).column("targets") == 1).all()
+    assert len(found.ids) == int((data.column("targets") == 1).sum())
+    assert "class b" in found.description
+
+
+def test_loss_ranking_takes_the_smallest_or_largest_losses(data, model) -> None:
+    losses = nn.functional.cross_entropy(
+        model(data.column("inputs")), data.column("targets"), reduction="none"
+    )
+    order = losses.argsort()
+    worst = LossRanking(size=7).search(model, data, TASK, Session(0))
+    easiest = LossRanking(size=7, mode="easiest").search(model, data, TASK, Session(0))
+    assert set(worst.ids.tolist()) == set(order[:7].tolist())
+    assert set(easiest.ids.tolist()) == set(order[-7:].tolist())
+    assert worst.overlap(easiest) == 0.0
+    assert worst.overlap(worst) == 1.0
+
+
+def test_projection_is_the_nearest_point_of_the_capped_simplex() -> None:
+    from scipy.optimize import minimize
+
+    wanted = torch.tensor([2.0, 0.9, 0.3, -1.0, 0.1]).double()
+    found = project(wanted, 2)
+    nearest = minimize(
+        lambda w: ((w - wanted.numpy()) ** 2).sum(), x0=[0.4] * 5, bounds=[(0, 1)] * 5,
+        constraints={"type": "eq", "fun": lambda w: w.sum() - 2},
+    ).x  # fmt: skip
+    assert found.tolist() == pytest.approx(nearest.tolist(), abs=1e-4)
+    assert found.sum().item() == pytest.approx(2)
+
+
+def test_projection_leaves_a_feasible_point_where_it_is() -> None:
+    inside = torch.tensor([0.5, 0.25, 0.25, 1.0]).double()
+    assert project(inside, 2).tolist() == pytest.approx(inside.tolist(), abs=1e-9)
+
+
+def test_the_published_step_from_a_random_binary_start_returns_that_start() -> None:
+    """The trap that the uniform start and the scaled losses avoid (sheet 1.6, trap 1)."""
+    generator = torch.Generator().manual_seed(0)
+    losses = torch.rand(200, generator=generator).double() * 3
+    start = torch.zeros(200).double()
+    start[torch.randperm(200, generator=generator)[:20]] = 1
+    binary, uniform = start.clone(), torch.full((200,), 0.1).double()
+    for _ in range(20):
+        binary = project(binary - 1e-3 * losses, 20)
+        uniform = project(uniform - losses / losses.mean(), 20)
+    assert set(binary.argsort(descending=True)[:20].tolist()) == set(start.nonzero()[:, 0].tolist())
+    assert set(uniform.argsort(descending=True)[:20].tolist()) == set(losses.argsort()[:20].tolist())
+
+
+def test_bilevel_scores_in_evaluation_mode_without_moving_batch_statistics(data) -> None:
+    from expunge.search.base import losses
+
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 3)).train()
+    before = model[1].running_mean.clone()
+    first, second = losses(model, data, TASK, Session(0)), losses(model, data, TASK, Session(0))
+    assert torch.equal(first, second)
+    assert torch.equal(model[1].running_mean, before)
+    assert model.training
+
+
+def test_bilevel_excludes_the_chosen_from_its_lower_level(data, model) -> None:
+    """With weight 1 on some examples, the lower level never sees their labels."""
+    weights = torch.zeros(120).double()
+    weights[:30] = 1
+    poisoned = data.column("targets").clone()
+    poisoned[:30] = (poisoned[:30] + 1) % 3
+    other = ArrayData({"inputs": data.column("inputs"), "targets": poisoned})
+    search = Bilevel(size=10)
+    a, b = (search._unlearn(model, d, weights, TASK, Session(0)) for d in (data, other))
+    assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+    free = search._unlearn(model, other, torch.zeros(120).double(), TASK, Session(0))
+    assert not all(torch.equal(x, y) for x, y in zip(a.parameters(), free.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("size", [0, 1.5, -3, 0.0, 1.0])
+def test_sizes_that_fit_no_data_are_refused_at_once(size) -> None:
+    with pytest.raises(ConfigError, match="size"):
+        RandomSet(size=size)
+
+
+def test_sizes_and_classes_that_do_not_fit_this_data_are_refused(data, model) -> None:
+    with pytest.raises(DataError, match="leaves nothing to keep"):
+        RandomSet(size=120).check(data, TASK)
+    with pytest.raises(DataError, match="no training example has class 7"):
+        build(searches, {"kind": "class_set", "classes": [7]}).check(data, TASK)
+    with pytest.raises(DataError, match="all of the data"):
+        build(searches, {"kind": "class_set", "classes": [0, 1, 2]}).check(data, TASK)
+    with pytest.raises(Unsupported, match="no classes"):
+        build(searches, {"kind": "class_set", "classes": [0]}).check(data, Regression())
+    with pytest.raises(DataError, match="500"):
+        build(searches, {"kind": "given", "ids": [500]}).check(data, TASK)
+    with pytest.raises(ConfigError, match="either a list of ids or the path"):
+        build(searches, {"kind": "given"})
+
+
+def test_losses_of_a_collapsed_model_do_not_break_the_search(data) -> None:
+    constant = nn.Linear(3, 3)
+    nn.init.zeros_(constant.weight), nn.init.zeros_(constant.bias)
+    found = Bilevel(size=5).search(constant, data, TASK, Session(0))
+    assert len(found.ids) == 5
+    assert math.isfinite(found.overlap(found))
