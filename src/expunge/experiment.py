@@ -69,6 +69,8 @@ class Experiment:
                 f"at least 1 retrained model is the reference of every number, got {self.retrained}.",
                 "retrained",
             )
+        if not self.name or not set(self.name).isdisjoint("/\\\n"):
+            raise ConfigError(f"must be a word that can name a folder, got {self.name!r}.", "name")
         if not self.forget:
             raise ConfigError("name at least one forget set, for example random: random_set.", "forget")
         for group in (self.forget, self.methods):
@@ -145,7 +147,8 @@ def check(experiment: Experiment) -> None:
     for part, data in (("train", sourced.train), ("test", sourced.test)):
         task.check(data, part)
     session = experiment.session()
-    model = experiment.recipe.initial(session)
+    with _at("model"):
+        model = experiment.recipe.initial(session)
     if experiment.original is not None:
         load_weights(model, experiment.original)
     _probe(experiment, model)

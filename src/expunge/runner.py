@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -217,7 +217,12 @@ class _Run:
         self, name: str, key: str, compute: Callable[[], tuple[dict[str, Any], nn.Module | None]]
     ) -> tuple[dict[str, Any], nn.Module | None]:
         with self._piece(name, key):
-            return self.store.model(name, key, self._blank, compute)
+            value, model = self.store.model(name, key, self._blank, compute)
+        if model is None and value.get("error") is None:
+            raise RunError(
+                f"the weights of '{name}' are gone from '{self.store.folder}'. Delete it and run again."
+            )
+        return value, model
 
     @contextmanager
     def _piece(self, name: str, key: str) -> Iterator[None]:
@@ -257,13 +262,17 @@ class _Log:
             self.file.write(json.dumps(line) + "\n")
             self.file.flush()
         except OSError as error:
-            raise RunError(f"cannot write '{self.file.name}': {error.strerror}.") from None
+            raise RunError(
+                f"cannot write '{self.file.name}': {error.strerror}. What was finished before is kept; "
+                "make room and run the same command again."
+            ) from None
 
     def __enter__(self) -> _Log:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.file.close()
+        with suppress(OSError):  # what could not be written was said when it was written
+            self.file.close()
 
     def _lock(self, directory: Path) -> None:
         try:

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import nn
 
-from expunge.errors import RunError
+from expunge.errors import CheckpointError, RunError
 from expunge.training.checkpoint import load_weights, save_weights
 
 VALUE, MODEL = "value.json", "model.safetensors"
@@ -54,7 +54,7 @@ class Store:
 
     def value(self, name: str, key: str, compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         """The JSON value of a piece, computed if it is not there yet."""
-        return self._piece(name, key, lambda: (compute(), None))[0]
+        return self._read(self._piece(name, key, lambda: (compute(), None)))
 
     def model(
         self,
@@ -63,15 +63,26 @@ class Store:
         build: Callable[[], nn.Module],
         compute: Callable[[], tuple[Mapping[str, Any], nn.Module | None]],
     ) -> tuple[dict[str, Any], nn.Module | None]:
-        """The value and the model of a piece; ``build`` makes the network that weights are put into."""
-        value, model = self._piece(name, key, compute)
-        if model is None and (self._place(name, key) / MODEL).exists():
-            model = build()
-            load_weights(model, self._place(name, key) / MODEL)
-            model.eval()
-        return value, model
+        """The value and the model of a piece; ``build`` makes the network that weights are put into.
+
+        The model is read from its file also when it was computed just now, so that an interrupted run
+        goes on with exactly what an uninterrupted one has. None where ``compute`` gave none.
+        """
+        place = self._piece(name, key, compute)
+        value = self._read(place)
+        if not (place / MODEL).exists():
+            return value, None
+        model = build()
+        try:
+            load_weights(model, place / MODEL)
+        except CheckpointError as error:
+            raise RunError(
+                f"a piece of the run is damaged: {error} Delete '{place}' and run again."
+            ) from None
+        return value, model.eval()
 
     def has(self, name: str, key: str) -> bool:
+        """Whether a piece is finished."""
         return (self._place(name, key) / VALUE).exists()
 
     def _place(self, name: str, key: str) -> Path:
@@ -80,10 +91,11 @@ class Store:
 
     def _piece(
         self, name: str, key: str, compute: Callable[[], tuple[Mapping[str, Any], nn.Module | None]]
-    ) -> tuple[dict[str, Any], nn.Module | None]:
+    ) -> Path:
+        """The folder of a finished piece, which is computed if it is not there yet."""
         place = self._place(name, key)
         if (place / VALUE).exists():
-            return self._read(place), None
+            return place
         value, model = compute()
         partial = self.folder / f".{place.name}.{os.getpid()}.partial"
         try:
@@ -99,7 +111,7 @@ class Store:
             ) from None
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-        return json.loads(json.dumps(value)), model
+        return place
 
     def _read(self, place: Path) -> dict[str, Any]:
         try:

@@ -29,10 +29,13 @@ def _run(folder: Path, *words: str) -> tuple[int, str]:
     """``expunge run base.yaml`` with more words, in this process; without its progress."""
     from expunge.cli.main import main
 
-    stderr = io.StringIO()
-    with contextlib.chdir(folder), contextlib.redirect_stderr(stderr):
-        with contextlib.redirect_stdout(io.StringIO()):
-            code = main(["run", "base.yaml", *words])
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with (
+        contextlib.chdir(folder),
+        contextlib.redirect_stdout(stdout),
+        contextlib.redirect_stderr(stderr),
+    ):
+        code = main(["run", "base.yaml", *words])
     return code, "".join(line for line in stderr.getvalue().splitlines(True) if not line.startswith("["))
 
 

@@ -29,7 +29,6 @@ LOADABLE = """
 import torch
 def build(): return torch.nn.Linear(2, 4)
 def number(): return 3
-def fails(): raise RuntimeError("no luck")
 """
 
 
@@ -69,7 +68,11 @@ def _experiments(folder: Path) -> None:
         "model": {"kind": "small_cnn", "classes": 10, "in_channels": 1},
         "task": {"kind": "classification", "classes": 10},
     }
-    arrays = {"data": {"kind": "npz", "path": "arrays.npz"}, "task": {"kind": "classification", "classes": 2}}
+    arrays = {
+        "data": {"kind": "npz", "path": "arrays.npz"},
+        "model": {"kind": "mlp", "inputs": 2, "outputs": 2},
+        "task": {"kind": "classification", "classes": 2},
+    }
     for name, changes in {
         "base": {},
         "diffusion": diffusion,
@@ -79,7 +82,6 @@ def _experiments(folder: Path) -> None:
     }.items():
         (folder / f"{name}.yaml").write_text(yaml.safe_dump({**BASE, **changes}))
     (folder / "no_name.yaml").write_text(yaml.safe_dump({k: v for k, v in BASE.items() if k != "name"}))
-    (folder / "twice.yaml").write_text("name: a\nseed: 1\nseed: 2\n")
     (folder / "invalid.yaml").write_text("name: a\n  data: [blobs\n")
     (folder / "empty.yaml").write_text("")
     (folder / "list.yaml").write_text("- name\n- data\n")

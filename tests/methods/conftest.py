@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from expunge.data import ArrayData, Split
+from expunge.data import Split
 from expunge.tasks import Regression
 from expunge.training.session import Session
 

@@ -28,8 +28,11 @@ class Tied(nn.Module):
 
 @pytest.mark.parametrize(
     ("count", "expected"),
-    [(1, ["2.weight", "3.weight", "3.bias"]), (2, ["0.weight", "0.bias", "1.weight", "1.bias", "2.weight", "3.weight", "3.bias"])],
-)  # fmt: skip
+    [
+        (1, ["2.weight", "3.weight", "3.bias"]),
+        (2, ["0.weight", "0.bias", "1.weight", "1.bias", "2.weight", "3.weight", "3.bias"]),
+    ],
+)
 def test_the_last_layers_are_counted_by_weight_matrices_and_take_their_norms_along(model, count, expected):
     assert LastLayers(count=count).names(model) == expected
 

@@ -19,7 +19,7 @@ Settings = Annotated[
 ]
 Fields = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Its fields, for example epochs=10 optim.lr=0.01."),
+    typer.Argument(metavar="KEY=VALUE", help="Its fields, for example epochs=10 batch_size=64."),
 ]
 Weights = Annotated[Path, typer.Option(metavar="WEIGHTS", help="The trained model: a .safetensors file.")]
 Forget = Annotated[

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Annotated, Any
@@ -32,6 +33,7 @@ COMMANDS = {
     "report": report,
 }
 
+RESUMABLE = ("demo", "run")
 INTERRUPTED = "interrupted; what was finished is kept. Run the same command again to continue."
 
 _DISK = {
@@ -83,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = typer.main.get_command(app)
     _never_fail_to_encode()
     try:
-        with _terminable(), command.make_context("expunge", words) as context:
+        with _undisturbed(), command.make_context("expunge", words) as context:
             command.invoke(context)
         sys.stdout.flush()
     except typer.Exit as done:
@@ -93,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except _UsageError as error:
         return _say(f"error: {error.format_message()}{_see(error)}")
     except KeyboardInterrupt:
-        return _say(INTERRUPTED)
+        return _say(INTERRUPTED if words[0] in RESUMABLE else "interrupted; nothing was written.")
     except BrokenPipeError:  # the reader, say `head`, has seen enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for the flush at exit
     except OSError as error:
@@ -116,21 +118,19 @@ def _see(error: Any) -> str:
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
-    """Treats SIGTERM, with which schedulers stop jobs, as Ctrl-C."""
+def _undisturbed() -> Iterator[None]:
+    """Keeps torch's warnings to its callers from the user, and treats SIGTERM as Ctrl-C."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    try:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"torch(\.|$)")
         before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not the main thread
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _never_fail_to_encode() -> None:

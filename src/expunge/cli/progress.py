@@ -76,9 +76,8 @@ class _Pieces:
         self.seconds += seconds
 
     def left(self) -> str:
-        if not self.computed or not self.todo:
-            return ""
-        return f", about {_clock(self.todo * self.seconds / self.computed)} left"
+        seconds = self.todo * self.seconds / self.computed if self.computed else 0.0
+        return f", about {_clock(seconds)} left" if seconds >= 1 else ""
 
 
 class _Live:

@@ -118,6 +118,8 @@ class Evaluation:
         subject = self.subjects[candidate.name]
         others = tuple(other for other in self.retrained if other is not subject)
         cost = dict(candidate.cost)
+        if candidate.role == "original":
+            cost = {"seconds": 0.0, "memory": 0.0}  # doing nothing
         if self.retraining:
             cost["retraining"] = self.retraining
         return Evidence(

@@ -26,6 +26,10 @@ class Metric(ABC):
     def labels(self, evidence: Evidence) -> tuple[str, str, str]:
         """Name, part and variant of the score."""
 
+    def counts(self) -> Unit:
+        """The unit of the score, where it depends on the metric's fields."""
+        return self.unit
+
     @abstractmethod
     def measure(self, evidence: Evidence) -> Score:
         """The score.
@@ -46,7 +50,7 @@ class Metric(ABC):
                 value=math.nan,
                 n=0,
                 target=self.target,
-                unit=self.unit,
+                unit=self.counts(),
                 reason=str(error),
             )
 

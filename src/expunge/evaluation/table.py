@@ -18,6 +18,9 @@ Role = Literal["original", "retrained", "unlearned"]
 HEADROOM = 2.0
 """Doing nothing within this many noise units of retraining leaves nothing to show."""
 
+COSTS = ("seconds", "ratio", "MiB")
+"""Units of metrics that are compared as they are: nothing should cost as much as retraining."""
+
 NO_HEADROOM = "no headroom: doing nothing is already within the noise of retraining"
 
 
@@ -114,7 +117,7 @@ class Table:
         found = {}
         for id_, score in originals[0].scores.items():
             references = [row.scores[id_] for row in retrained if id_ in row.scores]
-            if score.reason or not references or any(item.reason for item in references):
+            if score.unit in COSTS or score.reason or not references or any(item.reason for item in references):
                 continue
             found[id_] = _anchor(score, references)
         return found

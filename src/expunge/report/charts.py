@@ -74,7 +74,7 @@ def _last(counts: list[int]) -> int:
 
 
 def _histogram(table: Table, row: Row, bins: int, given: Marks, name: str) -> str:
-    drawn = style.figure(2.6, 1.75)
+    drawn = style.figure(2.6, 1.75, (0.5, 0.42, 0.12, 0.06))
     axes = drawn.add_subplot()
     edges = table.bins[: bins + 1]
     color = mark(row, given)[0]

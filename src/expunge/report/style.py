@@ -27,7 +27,14 @@ ORIGINAL, RETRAINED = MUTED, INK
 STEPS = ("#dceaf3", "#fbe3c4", "#f6bf85", "#e98f4a", "#c9571c", "#8f3208")
 DARK_TEXT, LIGHT_TEXT = "#1d1d1b", "#ffffff"
 
-_VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line", PAPER: "--paper", BAND: "--band"}
+_VARIABLES = {
+    INK: "--ink",
+    MUTED: "--muted",
+    GRID: "--line",
+    PAPER: "--paper",
+    BAND: "--band",
+    **{color: f"--mark-{i + 1}" for i, color in enumerate(PALETTE)},
+}
 _SETTINGS: dict[str, object] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "expunge",
@@ -67,9 +74,15 @@ def style() -> Iterator[None]:
         yield
 
 
-def figure(width: float, height: float) -> Figure:
-    """A figure of so many inches, with a transparent ground."""
-    drawn = Figure(figsize=(width, height), dpi=72, layout="constrained")
+def figure(width: float, height: float, margins: tuple[float, float, float, float] | None = None) -> Figure:
+    """A figure of so many inches, with a transparent ground.
+
+    ``margins`` (left, bottom, right and top, in inches) spare the search for a layout.
+    """
+    drawn = Figure(figsize=(width, height), dpi=72, layout=None if margins else "constrained")
+    if margins:
+        left, bottom, right, top = margins
+        drawn.subplots_adjust(left / width, bottom / height, 1 - right / width, 1 - top / height)
     FigureCanvasSVG(drawn)
     drawn.patch.set_alpha(0)
     return drawn

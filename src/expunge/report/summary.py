@@ -185,9 +185,8 @@ def _floor(standing: _Standing) -> str:
     gap = layout.average_gap(standing.columns)
     if gap is None or gap.anchor is None:
         return ""
-    return (
-        f"Retrained models, each compared with the others, have one of {gap.quantity(gap.anchor.retrained)}."
-    )
+    floor = gap.quantity(gap.anchor.retrained)
+    return f"Retrained models, each compared with the others, have an average gap of {floor}."
 
 
 def _evidence(standing: _Standing, row: Row) -> str:
@@ -295,8 +294,10 @@ def _anchors(report: Report) -> str:
             "With a single retrained model the noise between two honest retrains is unknown; the sampling "
             "error stands in for it, which makes distances look larger than they are."
         )
+    times = f"{'' if len(counts) == 1 else 'at least '}{fewest} times"
     return (
-        f"Retraining was done {fewest} times for each set: the noise is what two honest retrains differ by."
+        f"Retraining was done {times} for each set: the noise "
+        "is what honest retrains differ by, or the sampling error where that is larger."
     )
 
 

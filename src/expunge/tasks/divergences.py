@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -19,10 +22,12 @@ def kl(reference: Tensor, outputs: Tensor, temperature: float = 1.0) -> Tensor:
 def jensen_shannon(first: Tensor, second: Tensor) -> Tensor:
     """``½ KL(p ‖ m) + ½ KL(q ‖ m)`` with ``m = (p + q) / 2`` over the last axis; in [0, ln 2].
 
-    ``log m`` is a log-sum-exp, so that a probability of zero gives no infinity.
+    With ``d = log q − log p``, ``log(p / m) = log 2 − softplus(d)``: a probability of zero gives no
+    infinity and equal arguments give exactly 0.
     """
     log_p = torch.log_softmax(first.float(), dim=-1)
     log_q = torch.log_softmax(second.float(), dim=-1)
-    log_m = torch.logaddexp(log_p, log_q) - torch.log(torch.tensor(2.0))
-    p, q = log_p.exp(), log_q.exp()
-    return (0.5 * (p * (log_p - log_m) + q * (log_q - log_m)).sum(-1)).clamp_min(0.0)
+    gap = log_q - log_p
+    first_part = log_p.exp() * (math.log(2) - F.softplus(gap))
+    second_part = log_q.exp() * (math.log(2) - F.softplus(-gap))
+    return (0.5 * (first_part + second_part).sum(-1)).clamp_min(0.0)

@@ -80,8 +80,8 @@ class SVC(Membership):
         known = torch.cat([retain[:n], test[:n] if len(test) > n else test])
         labels = torch.cat([torch.ones(n), torch.zeros(len(known) - n)])
         machine = svm.SVC(C=3.0, gamma="auto", kernel="rbf").fit(known.view(-1, 1), labels)
-        called: Tensor = torch.from_numpy(machine.predict(forget.view(-1, 1)))
-        return called == 1
+        called: Tensor = torch.from_numpy(machine.predict(forget.view(-1, 1))).eq(1)
+        return called
 
 
 @metrics.register("threshold")

@@ -30,6 +30,9 @@ class Cost(Metric):
     def labels(self, evidence: Evidence) -> tuple[str, str, str]:
         return "cost", "", self.measure_of
 
+    def counts(self) -> Unit:
+        return _UNITS[self.measure_of]
+
     def measure(self, evidence: Evidence) -> Score:
         cost = evidence.cost
         if "seconds" not in cost:
@@ -48,5 +51,5 @@ class Cost(Metric):
             value=value,
             n=1,
             target="low",
-            unit=_UNITS[self.measure_of],
+            unit=self.counts(),
         )
