@@ -27,6 +27,9 @@ from expunge.training.models import ModelSpec
 from expunge.training.recipe import Recipe, Training
 from expunge.training.session import Callback, Session
 
+GROUPS = ("forget", "methods")
+"""Sections whose entries have names: a mapping, or a list of names that are kinds as well."""
+
 PROBE_SIZE = 4
 """Examples of each part in the trial run that ``check`` makes."""
 
@@ -102,13 +105,10 @@ def parse(value: Mapping[str, Any]) -> Experiment:
     Raises:
         ConfigError: with the path of the first mistake.
     """
-    named = dict(value)
-    for group in ("forget", "methods"):
-        entries = named.get(group)
-        if isinstance(entries, list):
-            entries = {str(name): None for name in entries}
-        if isinstance(entries, Mapping):
-            named[group] = {str(name): _with_kind(str(name), item) for name, item in entries.items()}
+    named = _by_name(value)
+    for group in GROUPS:
+        if isinstance(named.get(group), Mapping):
+            named[group] = {name: _with_kind(name, item) for name, item in named[group].items()}
     return config.parse(Experiment, named)
 
 
@@ -125,7 +125,7 @@ def read(source: str | Path, overrides: Sequence[str] = ()) -> Experiment:
             hint = did_you_mean(str(source), known)
             raise ConfigError(f"'{source}' is neither a file nor a packaged suite.{hint}")
         path = known[str(source)]
-    return parse(config.override(config.read_yaml(path), overrides))
+    return parse(config.override(_by_name(config.read_yaml(path)), overrides))
 
 
 def suites() -> dict[str, Path]:
@@ -202,6 +202,18 @@ def _at(path: str) -> Iterator[None]:
         raise error.under(path) from None
     except ExpungeError as error:
         raise type(error)(f"{path}: {error}") from None
+
+
+def _by_name(value: Mapping[str, Any]) -> dict[str, Any]:
+    """The same mapping with forget sets and methods by name where they were listed."""
+    named = dict(value)
+    for group in named.keys() & set(GROUPS):
+        entries = named[group]
+        if isinstance(entries, list) and all(isinstance(name, str) for name in entries):
+            entries = dict.fromkeys(entries)
+        if isinstance(entries, Mapping):
+            named[group] = {str(name): item for name, item in entries.items()}
+    return named
 
 
 def _with_kind(name: str, item: object) -> object:

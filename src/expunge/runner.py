@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -76,7 +78,7 @@ class _Run:
         self.pieces = _count(experiment)
         self.done = 0
         self.base = key_of(
-            config.dump(experiment.model),
+            facts(experiment.model),
             config.dump(experiment.task),
             config.dump(experiment.train),
             config.dump(experiment.engine),
@@ -109,8 +111,7 @@ class _Run:
                 model = self.experiment.recipe.train(self.experiment.sourced.train, session, "original")
             return {"cost": cost}, model
 
-        stamp = [weights.stat().st_mtime_ns, str(weights.resolve())] if weights else None
-        _, model = self._model("original", key_of(self.base, "original", stamp), compute)
+        _, model = self._model("original", key_of(self.base, self._origin), compute)
         assert model is not None
         return model
 
@@ -144,9 +145,9 @@ class _Run:
             pictures=pictures(split.forget, self.experiment.sourced.class_names),
         )
 
-    @property
-    def _origin(self) -> str:
-        return str(self.experiment.original)
+    @cached_property
+    def _origin(self) -> list[Any]:
+        return facts(self.experiment.original)
 
     def _search(self, name: str) -> tuple[Found, dict[str, float]]:
         search = self.experiment.forget[name]
@@ -161,7 +162,7 @@ class _Run:
                 overlap["loss_ranking"] = found.overlap(other)
             return {"ids": found.ids.tolist(), "description": found.description, "overlap": overlap}
 
-        key = key_of(self.base, self._origin, config.dump(search), name)
+        key = key_of(self.base, self._origin, facts(search), name)
         value = self._value(f"search {name}", key, compute)
         return Found(torch.tensor(value["ids"]), value["description"]), value["overlap"]
 
@@ -188,7 +189,7 @@ class _Run:
                 return {"cost": {}, "error": str(error)}, None
             return {"cost": cost, "error": None}, model
 
-        stage = key_of(key, method_name, config.dump(method))
+        stage = key_of(key, method_name, facts(method))
         value, model = self._model(f"{name} {method_name}", stage, compute)
         return Candidate(method_name, "unlearned", model, value["cost"], config.dump(method), value["error"])
 
@@ -298,6 +299,23 @@ def without_timings(result: dict[str, Any]) -> dict[str, Any]:
         tables.append({**table, "rows": rows})
     kept = {k: v for k, v in result["provenance"].items() if k not in ("seconds", "finished")}
     return {**result, "tables": tables, "provenance": kept}
+
+
+def facts(value: object) -> list[Any]:
+    """What a configuration says, and SHA-256 of the contents of every file that it names."""
+    return [config.dump(value), list(_files(value))]
+
+
+def _files(value: object) -> Iterator[str]:
+    if isinstance(value, Path) and value.is_file():
+        with value.open("rb") as file:
+            yield hashlib.file_digest(file, "sha256").hexdigest()
+    elif dataclasses.is_dataclass(value):
+        for item in dataclasses.fields(value):
+            yield from _files(getattr(value, item.name))
+    elif isinstance(value, (list, tuple)):
+        for element in value:
+            yield from _files(element)
 
 
 def _id(score: dict[str, Any]) -> str:

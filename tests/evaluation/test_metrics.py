@@ -185,6 +185,8 @@ def test_relearning_is_censored_at_the_budget() -> None:
         split, Regression(), Session(0), [RelearnTime(budget=3, optim=SGD(lr=1e-4))],
     )  # fmt: skip
     assert rows[1].scores["relearn time.forget"].value == 3
+    assert rows[1].scores["relearn time.forget"].censored
+    assert not rows[0].scores["relearn time.forget"].censored
 
 
 def test_one_forward_pass_for_each_model_and_part_feeds_all_metrics(split: Split) -> None:

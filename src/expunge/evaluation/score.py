@@ -26,6 +26,7 @@ class Score:
         n: the number of examples (or repetitions) that the interval rests on.
         target: the direction of success; ``"retrained"`` is as close as possible to retraining.
         unit: what the number counts; fractions are printed in percent.
+        censored: whether the truth may be larger: the measurement stopped at ``value``.
         per_example: the value of each example, ``(n,)``, where there is one. Not written to JSON.
     """
 
@@ -38,6 +39,7 @@ class Score:
     target: Target
     unit: Unit
     reason: str | None = None
+    censored: bool = False
     per_example: Tensor | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -66,6 +68,7 @@ class Score:
             "target": self.target,
             "unit": self.unit,
             "reason": self.reason,
+            "censored": self.censored,
         }
 
     @classmethod

@@ -61,9 +61,10 @@ class Anchor:
 
     Args:
         retrained: mean over the retrained models.
-        noise: the larger of the standard deviation between the retrained models and the sampling
-            standard error of one value (a quarter of the width of its 95 % interval). The second
-            keeps two retrained models that agree by chance from making the noise zero.
+        noise: the largest of the standard deviation between the retrained models, the sampling
+            standard error of one value (a quarter of the width of its 95 % interval) and, for counts
+            of steps, one step. The last two keep two retrained models that agree by chance from
+            making the noise zero.
         original: the value of doing nothing.
         headroom: ``|original − retrained| / noise``.
     """
@@ -188,7 +189,7 @@ def _anchor(original: Score, references: list[Score]) -> Anchor:
         spread = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
     widths = [score.interval[1] - score.interval[0] for score in references if score.interval]
     sampling = sum(widths) / len(widths) / 4 if widths else 0.0
-    noise = max(spread, sampling)
+    noise = max(spread, sampling, 1.0 if original.unit == "steps" else 0.0)
     gap = abs(original.value - mean)
     headroom = gap / noise if noise > 0 else (0.0 if gap == 0 else math.inf)
     return Anchor(original.id, original.title, original.unit, mean, noise, original.value, headroom)

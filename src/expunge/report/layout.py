@@ -136,7 +136,7 @@ def cell(table: Table, row: Row, column: Column) -> Cell | None:
         return Cell(reason=score.reason)
     units = None if column.is_cost else table.noise_units(row, column.id)
     return Cell(
-        value=column.text(score.value),
+        value=("≥ " if score.censored else "") + column.text(score.value),
         interval=wording.interval(score.interval, column.unit, column.digits),
         sigma=wording.sigma(units),
         units=units,

@@ -80,8 +80,7 @@ class SVC(Membership):
         known = torch.cat([retain[:n], test[:n] if len(test) > n else test])
         labels = torch.cat([torch.ones(n), torch.zeros(len(known) - n)])
         machine = svm.SVC(C=3.0, gamma="auto", kernel="rbf").fit(known.view(-1, 1), labels)
-        called: Tensor = torch.from_numpy(machine.predict(forget.view(-1, 1))).eq(1)
-        return called
+        return torch.from_numpy(machine.predict(forget.view(-1, 1))).eq(1)
 
 
 @metrics.register("threshold")
@@ -107,4 +106,4 @@ class Threshold(Membership):
         best = len(gain) - 1 - int(gain.flip(0).argmax())
         if gain[best] <= 0:
             return torch.zeros(len(forget), dtype=torch.bool)
-        return forget >= candidates[best]
+        return forget.ge(candidates[best])

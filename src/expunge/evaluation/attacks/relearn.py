@@ -28,7 +28,7 @@ class RelearnTime(Metric):
 
     The smallest ``k ≤ budget`` with ``mean_{i∈D_f} ℓ_i(θ_k) ≤ (1 + margin) · mean_{i∈D_f} ℓ_i(θ_o) +
     tolerance``, ``θ_0`` the model under attack and ``θ_k`` after ``k`` steps on batches of the forget
-    set; ``budget`` where it is not reached. The loss is measured before the first and after every
+    set; ``budget``, marked as censored (≥), where it is not reached. The loss is measured before the first and after every
     step. The value is the mean over ``repeats`` orders of the batches, with Student's t interval.
     Fewer steps than the retrained models need is knowledge that was left; the model judged is never
     changed. Every model gets the same budget, the original included.
@@ -82,6 +82,7 @@ class RelearnTime(Metric):
             n=self.repeats,
             target="retrained",
             unit="steps",
+            censored=bool((steps >= self.budget).any()),
         )
 
     def _steps(self, evidence: Evidence, goal: float, repeat: int) -> int:
