@@ -24,7 +24,7 @@ from expunge.evaluation.evaluate import DEFAULT, Candidate, evaluate
 from expunge.evaluation.metric import metrics
 from expunge.methods.base import methods
 from expunge.provenance import hardware, versions
-from expunge.search.base import searches
+from expunge.searches.base import searches
 from expunge.tasks import Classification
 from expunge.training.engine import Engine
 from expunge.training.models import ResNet20
@@ -105,7 +105,8 @@ def evaluation(count: int, pairs: int) -> dict[str, dict[str, object]]:
     models = [ResNet20(classes=10).build() for _ in range(4)]
     roles = ("original", "retrained", "retrained", "unlearned")
     candidates = [
-        Candidate(f"{role} {i}", role, model) for i, (role, model) in enumerate(zip(roles, models, strict=True))
+        Candidate(f"{role} {i}", role, model)
+        for i, (role, model) in enumerate(zip(roles, models, strict=True))
     ]
     slow = (metrics.get("svc"), metrics.get("relearn_time"))
     chosen = [m for m in DEFAULT if not isinstance(m, slow) and "svc" not in repr(m).lower()]

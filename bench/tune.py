@@ -20,7 +20,7 @@ from expunge.evaluation.evaluate import Candidate, Evaluation
 from expunge.evaluation.metric import metrics
 from expunge.methods.base import Method
 from expunge.provenance import versions
-from expunge.search.base import searches
+from expunge.searches.base import searches
 
 FIRST_DRAW = 1000
 """Seeds of the tuning draws begin here; suites use small seeds."""
@@ -34,9 +34,7 @@ def variants(method: Method) -> dict[str, Method]:
     if hasattr(method, "optim"):
         rates = [float(f"{method.optim.lr * factor:.3g}") for factor in FACTORS]
         return {f"lr={rate}": replace(method, optim=replace(method.optim, lr=rate)) for rate in rates}
-    return {
-        f"alpha={a}": replace(method, alpha=a) for a in (1.0, 3.0, 10.0, 30.0, 100.0)
-    }
+    return {f"alpha={a}": replace(method, alpha=a) for a in (1.0, 3.0, 10.0, 30.0, 100.0)}
 
 
 def main() -> None:

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
-from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
-from sphinx.util.nodes import nested_parse_with_titles
 
 import expunge
+from expunge.registry import _REGISTRIES
 
 # The kernels that execute the pages import the same package as this process.
 os.environ["PYTHONPATH"] = str(Path(expunge.__file__).parents[1])
@@ -56,7 +55,7 @@ REGISTRIES = {
     "modifiers": "expunge.training.modifier",
     "scopes": "expunge.training.scope",
     "optimisers": "expunge.training.optim",
-    "searches": "expunge.search.base",
+    "searches": "expunge.searches.base",
     "metrics": "expunge.evaluation.metric",
     "tasks": "expunge.tasks.base",
     "models": "expunge.training.models",
@@ -73,21 +72,9 @@ class Registered(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         name = self.arguments[0]
         registry = getattr(importlib.import_module(REGISTRIES[name]), name)
-        lines: list[str] = []
-        for key in registry.names():
-            cls = registry.get(key)
-            lines += [f".. autoclass:: {cls.__module__}.{cls.__qualname__}", ""]
-        return self.parsed(lines, f"registered {name}")
-
-    def parsed(self, lines: list[str], source: str) -> list[nodes.Node]:
-        from sphinx.util.docutils import switch_source_input
-
-        content = StringList(lines, source=source)
-        node = nodes.section()
-        node.document = self.state.document
-        with switch_source_input(self.state, content):
-            nested_parse_with_titles(self.state, content, node)
-        return node.children
+        classes = [registry.get(key) for key in registry.names()]
+        lines = [f".. autoclass:: {cls.__module__}.{cls.__qualname__}" for cls in classes]
+        return self.parse_text_to_nodes("\n".join(["```{eval-rst}", *lines, "```"]))
 
 
 def sections(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
@@ -102,6 +89,14 @@ def sections(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines:
     lines[:] = found
 
 
+def short(app: Sphinx, what: str, name: str, thing: Any, options: Any, signature: str, result: str) -> Any:
+    """Leaves out the signatures of registered classes: experiments.md lists their fields with defaults."""
+    if what == "class" and any(issubclass(thing, base) and thing is not base for base in _REGISTRIES):
+        return "", None
+    return None
+
+
 def setup(app: Sphinx) -> None:
     app.add_directive("registered", Registered)
+    app.connect("autodoc-process-signature", short)
     app.connect("autodoc-process-docstring", sections, priority=400)

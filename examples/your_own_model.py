@@ -1,6 +1,6 @@
 """Your own network and data: forget a few training examples, and see whether it worked.
 
-``python examples/your_own_model.py`` takes a few seconds and writes ``report.html`` and ``forgotten.safetensors``.
+Run it: ``python examples/your_own_model.py``. It takes a few seconds and writes ``report.html`` and weights.
 """
 
 from __future__ import annotations

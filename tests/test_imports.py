@@ -21,7 +21,7 @@ LAYERS = (
     {"training"},
     {"methods"},
     {"evaluation"},
-    {"search"},
+    {"searches"},
     {"api", "experiment", "pictures", "provenance", "runner", "store"},
     {"report", "bench"},
     {"cli"},

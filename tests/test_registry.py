@@ -117,5 +117,15 @@ def test_a_registry_is_found_by_exactly_its_base_class():
 
 
 def test_the_nine_methods_are_there():
-    expected = {"finetune", "grad_ascent", "grad_diff", "npo", "random_labels", "retrain", "salun", "scrub", "ssd"}
+    expected = {
+        "finetune",
+        "grad_ascent",
+        "grad_diff",
+        "npo",
+        "random_labels",
+        "retrain",
+        "salun",
+        "scrub",
+        "ssd",
+    }
     assert expected <= set(methods.names())

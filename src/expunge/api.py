@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from expunge.methods.base import Method, methods
 from expunge.pictures import pictures
 from expunge.provenance import hardware, versions
 from expunge.runner import execute
-from expunge.search.base import Found, Search, searches
+from expunge.searches.base import Found, Search, searches
 from expunge.tasks.base import Task, tasks
 from expunge.training.engine import Engine
 from expunge.training.meter import metered
@@ -250,6 +249,3 @@ def references(
     if not models:
         raise ConfigError("give a recipe or at least one retrained model.", "against")
     return [Candidate(f"retrained {i + 1}", "retrained", model) for i, model in enumerate(models)]
-
-
-vars(sys.modules["expunge"])["search"] = search  # importing the package expunge.search has hidden the verb

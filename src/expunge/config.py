@@ -2,7 +2,8 @@
 
 A dataclass is its own schema: its fields are the keys, its annotations the types, its defaults the
 defaults. A field whose annotation is the base class of a registry takes a name, or a mapping whose
-``kind`` is the name and whose other keys are the fields of that class.
+``kind`` is the name and whose other keys are the fields of that class. Without ``kind`` the mapping
+changes fields of the default.
 """
 
 from __future__ import annotations
@@ -38,11 +39,11 @@ def build(registry: Registry[T], value: object, path: str = "") -> T:
     if isinstance(value, str):
         value = {"kind": value}
     if not isinstance(value, Mapping):
-        raise ConfigError(f"expected the name of a {registry.noun} or a mapping, got {_short(value)}.", path)
+        raise ConfigError(f"expected a name or a mapping for the {registry.noun}, got {_short(value)}.", path)
     fields = dict(value)
     kind = fields.pop("kind", None)
     if not isinstance(kind, str):
-        raise ConfigError(f"'kind' is missing: name a {registry.noun} of {registry.names()}.", path)
+        raise ConfigError(f"'kind' is missing: name one of the {registry.noun}s {registry.names()}.", path)
     try:
         cls = registry.get(kind)
     except ConfigError as error:
@@ -61,7 +62,8 @@ def parse(cls: type[T], value: object, path: str = "") -> T:
         if key not in fields:
             known = did_you_mean(str(key), fields) or f" {cls.__name__} has no fields."
             raise ConfigError(f"unknown key '{key}'.{known}", path)
-        arguments[key] = _convert(hints[key], item, f"{path}.{key}" if path else str(key))
+        place = f"{path}.{key}" if path else str(key)
+        arguments[key] = _convert(hints[key], _completed(item, fields[key]), place)
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in arguments:
@@ -70,6 +72,16 @@ def parse(cls: type[T], value: object, path: str = "") -> T:
         return cls(**arguments)
     except ConfigError as error:
         raise error.under(path) from None
+
+
+def _completed(value: object, field: dataclasses.Field[Any]) -> object:
+    """A mapping without ``kind`` changes some fields of the default: ``{lr: 0.1}`` for an optimiser."""
+    default = field.default
+    if default is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
+        default = field.default_factory()
+    if isinstance(value, Mapping) and "kind" not in value and _kind(default):
+        return {**dump(default), **value}
+    return value
 
 
 def dump(value: object) -> Any:
@@ -211,6 +223,20 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.1 reads ``1e-3`` as a string; everybody who writes it means a number."""
 
 
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    """A mapping in which every key stands once; YAML itself would keep the last of equal ones."""
+    seen = set()
+    for key, _ in node.value:
+        if key.value in seen and key.value != "<<":
+            raise yaml.MarkedYAMLError(
+                problem=f"the key '{key.value}' stands twice", problem_mark=key.start_mark
+            )
+        seen.add(key.value)
+    loader.flatten_mapping(node)
+    return dict(loader.construct_pairs(node, deep=True))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),

@@ -19,7 +19,7 @@ from expunge.errors import ConfigError, DataError, Diverged, ExpungeError, did_y
 from expunge.evaluation.evaluate import DEFAULT
 from expunge.evaluation.metric import Metric
 from expunge.methods.base import Method
-from expunge.search.base import Search
+from expunge.searches.base import Search
 from expunge.tasks.base import Task
 from expunge.training.checkpoint import load_weights
 from expunge.training.engine import Engine

@@ -24,7 +24,7 @@ from expunge.evaluation.report import Report
 from expunge.evaluation.table import Row, Table
 from expunge.experiment import Experiment, check
 from expunge.pictures import pictures
-from expunge.search.base import Found
+from expunge.searches.base import Found
 from expunge.store import Store, key_of, write_text
 from expunge.training.checkpoint import load_weights
 from expunge.training.meter import metered

@@ -88,7 +88,11 @@ def _signalled(folder: Path, number: signal.Signals, name: str) -> tuple[int, st
     with start(words, folder) as process:
         wait_for(folder / name / "events.jsonl", '"original"', process)
         process.send_signal(number)
-        _, stderr = process.communicate(timeout=30)
+        try:
+            _, stderr = process.communicate(timeout=30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            stderr = "it did not stop within 30 s"
     return process.returncode, stderr
 
 
@@ -100,7 +104,13 @@ def start(words: Sequence[str], folder: Path) -> subprocess.Popen[str]:
         text=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
+        preexec_fn=_heed_interrupts,
     )
+
+
+def _heed_interrupts() -> None:
+    """Shells start background jobs, and so the tests in them, deaf to SIGINT."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def wait_for(file: Path, text: str, process: subprocess.Popen[str], seconds: float = 60) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from expunge.data import ArrayData, CropFlip, StreamData, fixed_order, random_order
+from expunge.data.arrays import batch_count
 from expunge.errors import ConfigError, DataError
 
 
@@ -327,3 +328,17 @@ def test_stream_refuses_data_sets() -> None:
         StreamData(Pairs(4), plain=Pairs(3))
     with pytest.raises(ConfigError, match="workers"):
         StreamData(Pairs(4), workers=-1)
+
+
+def test_a_last_batch_of_one_example_joins_the_one_before() -> None:
+    for n, size, expected in [
+        (9, 4, [4, 5]),
+        (8, 4, [4, 4]),
+        (10, 4, [4, 4, 2]),
+        (1, 4, [1]),
+        (3, 1, [1, 1, 1]),
+    ]:
+        order = random_order(n, size, torch.Generator().manual_seed(0))
+        assert [len(batch) for batch in order] == expected
+        assert batch_count(n, size) == len(expected)
+        assert sorted(torch.cat(order).tolist()) == list(range(n))

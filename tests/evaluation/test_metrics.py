@@ -48,7 +48,9 @@ def split() -> Split:
 
 def evidence(split: Split, *, original: nn.Module, retrained: list[nn.Module], subject: nn.Module, cost=None):
     candidates = [Candidate("original", "original", original)]
-    candidates += [Candidate(f"retrained {i}", "retrained", m, {"seconds": 2.0}) for i, m in enumerate(retrained)]
+    candidates += [
+        Candidate(f"retrained {i}", "retrained", m, {"seconds": 2.0}) for i, m in enumerate(retrained)
+    ]
     candidates.append(Candidate("subject", "unlearned", subject, cost or {}))
     evaluation = Evaluation(candidates, split, TASK, Session(0))
     return evaluation.evidence(candidates[-1])
@@ -118,7 +120,9 @@ def test_svc_takes_equally_many_where_there_are_fewer_retain_than_test_examples(
 def test_membership_counts_those_outside_and_reads_p_of_the_true_label(split: Split) -> None:
     found = evidence(split, original=Echo(), retrained=[Echo()], subject=Echo())
     p = {
-        part: torch.softmax(data.column("inputs"), 1).gather(1, data.column("targets")[:, None])[:, 0].double()
+        part: torch.softmax(data.column("inputs"), 1)
+        .gather(1, data.column("targets")[:, None])[:, 0]
+        .double()
         for part, data in split.parts().items()
     }
     member = Threshold().members(p["retain"], p["test"], 30, p["forget"])
@@ -151,7 +155,9 @@ def test_a_single_retrained_model_has_nothing_to_be_compared_with(split: Split) 
 
 
 def test_cost_ratio_divides_by_the_mean_retraining(split: Split) -> None:
-    found = evidence(split, original=Echo(), retrained=[Echo(), Echo()], subject=Echo(), cost={"seconds": 1.0})
+    found = evidence(
+        split, original=Echo(), retrained=[Echo(), Echo()], subject=Echo(), cost={"seconds": 1.0}
+    )
     assert Cost(measure_of="ratio")(found).value == pytest.approx(0.5)
     assert Cost()(found).value == 1.0
     assert "not made here" in Cost(measure_of="ratio")(found.of(found.original)).reason

@@ -54,7 +54,10 @@ def test_positions_of_a_sequence_are_averaged_and_images_flattened():
 
 def test_an_unknown_module_is_named_with_its_nearest():
     model = nn.ModuleDict({"head": nn.Linear(1, 1)})
-    with pytest.raises(Unsupported, match=r"no module 'haed'\. Did you mean 'head'\?"), features.captured(model, "haed"):
+    with (
+        pytest.raises(Unsupported, match=r"no module 'haed'\. Did you mean 'head'\?"),
+        features.captured(model, "haed"),
+    ):
         pass
 
 

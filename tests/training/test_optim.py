@@ -48,7 +48,7 @@ def test_sgd_follows_its_formula():
         parameter.grad = torch.tensor([gradient])
         optimizer.step()
     # v = 1 + 0.25·2 = 1.5, θ = 1.85; v = 0.5·1.5 + 3 + 0.25·1.85 = 4.2125
-    assert float(parameter) == pytest.approx(1.85 - 0.42125)
+    assert parameter.item() == pytest.approx(1.85 - 0.42125)
 
 
 def test_the_first_step_of_adamw_is_the_rate_and_the_decay_is_decoupled():
@@ -56,7 +56,7 @@ def test_the_first_step_of_adamw_is_the_rate_and_the_decay_is_decoupled():
     optimizer = AdamW(lr=0.1, weight_decay=0.5).optimizer([parameter])
     parameter.grad = torch.tensor([1e-3])
     optimizer.step()
-    assert float(parameter) == pytest.approx(2.0 * (1 - 0.1 * 0.5) - 0.1, rel=1e-4)
+    assert parameter.item() == pytest.approx(2.0 * (1 - 0.1 * 0.5) - 0.1, rel=1e-4)
 
 
 @pytest.mark.parametrize("name", optimisers.names())

@@ -23,7 +23,10 @@ def test_training_starts_from_the_initial_model_of_the_session(setting):
 
 def test_training_moves_every_tensor(setting):
     session = Session(seed=5)
-    assert shared_tensors(setting.recipe.train(setting.split.retain, session), setting.recipe.initial(session)) == []
+    assert (
+        shared_tensors(setting.recipe.train(setting.split.retain, session), setting.recipe.initial(session))
+        == []
+    )
 
 
 def test_initialising_leaves_the_callers_generator_alone(setting):

@@ -17,7 +17,9 @@ class Counting(nn.Module):
     def __init__(self, model, calls):
         super().__init__()
         self.model = model
-        self.register_forward_hook(lambda *_: calls.append("trained" if torch.is_grad_enabled() else "frozen"))
+        self.register_forward_hook(
+            lambda *_: calls.append("trained" if torch.is_grad_enabled() else "frozen")
+        )
 
     def forward(self, *arguments, **named):
         return self.model(*arguments, **named)

@@ -45,7 +45,7 @@ def command(
     from expunge.data.split import read_ids
     from expunge.evaluation.evaluate import Candidate
     from expunge.runner import save
-    from expunge.search.given import Given
+    from expunge.searches.given import Given
 
     ids = read_ids(forget)
     writable(directory / "result.json")

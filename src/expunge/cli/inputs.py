@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from expunge.experiment import Experiment
     from expunge.methods.base import Method
-    from expunge.search.base import Search
+    from expunge.searches.base import Search
 
 
 def narrowed(

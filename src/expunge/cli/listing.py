@@ -82,7 +82,7 @@ def _registry(kind: str) -> Registry[Any]:
     from expunge.data.source import sources
     from expunge.evaluation.metric import metrics
     from expunge.methods.base import methods
-    from expunge.search.base import searches
+    from expunge.searches.base import searches
     from expunge.tasks.base import tasks
     from expunge.training.models import models
     from expunge.training.modifier import modifiers

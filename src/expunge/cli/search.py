@@ -28,7 +28,7 @@ def command(
     from expunge.cli.inputs import load, narrowed, writable
     from expunge.cli.progress import Progress
     from expunge.report.files import write_whole
-    from expunge.search.base import searches
+    from expunge.searches.base import searches
 
     chosen = config.build(searches, config.override({"kind": search}, fields or ()), "search")
     writable(output)

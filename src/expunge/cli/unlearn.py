@@ -33,7 +33,7 @@ def command(
     from expunge.cli.progress import Progress
     from expunge.data.split import read_ids
     from expunge.methods.base import methods
-    from expunge.search.given import Given
+    from expunge.searches.given import Given
     from expunge.training.checkpoint import save_weights
 
     chosen = config.build(methods, config.override({"kind": method}, fields or ()), "method")

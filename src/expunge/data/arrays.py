@@ -207,11 +207,22 @@ class _Storage:
 def random_order(n: int, batch_size: int, generator: torch.Generator) -> list[Tensor]:
     """A random permutation of ``0..n - 1`` in batches; the last one may be smaller.
 
+    A last batch of a single example joins the one before it: BatchNorm cannot be trained on one.
+
     Raises:
         ConfigError: for a batch size below 1.
     """
     _check_batch_size(batch_size)
-    return list(torch.randperm(n, generator=generator).split(batch_size))
+    batches = list(torch.randperm(n, generator=generator).split(batch_size))
+    if len(batches) > batch_count(n, batch_size):
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
+
+
+def batch_count(n: int, batch_size: int) -> int:
+    """The number of batches of ``random_order``."""
+    alone = n % batch_size == 1 and 1 < batch_size < n
+    return -(-n // batch_size) - alone
 
 
 def fixed_order(n: int, batch_size: int) -> list[Tensor]:

@@ -118,7 +118,12 @@ class Table:
         found = {}
         for id_, score in originals[0].scores.items():
             references = [row.scores[id_] for row in retrained if id_ in row.scores]
-            if score.unit in COSTS or score.reason or not references or any(item.reason for item in references):
+            if (
+                score.unit in COSTS
+                or score.reason
+                or not references
+                or any(item.reason for item in references)
+            ):
                 continue
             found[id_] = _anchor(score, references)
         return found

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge import seeding
-from expunge.data.arrays import Batch, Data, random_order
+from expunge.data.arrays import Batch, Data, batch_count, random_order
 from expunge.data.split import Split
 from expunge.errors import Diverged, Unsupported
 from expunge.tasks.base import Task
@@ -133,7 +133,7 @@ class _Run:
 
     def _length(self, pass_: Pass) -> int:
         size = pass_.batch_size or self.plan.batch_size
-        return -(-len(self.plan.parts[pass_.over]) // size)
+        return batch_count(len(self.plan.parts[pass_.over]), size)
 
     def _set_mode(self) -> None:
         self.model.train(self.plan.mode == "train")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge.data.arrays import Batch, Data
-from expunge.errors import MissingEvidence
+from expunge.errors import MissingEvidence, Unsupported
 from expunge.tasks.base import Task
 from expunge.training.engine import Engine
 
@@ -86,8 +86,16 @@ class View:
     @cached_property
     def outputs(self) -> Tensor:
         """What the model being changed says."""
-        with self._engine.autocast():
-            return self._task.outputs(self._model, self.batch)
+        try:
+            with self._engine.autocast():
+                return self._task.outputs(self._model, self.batch)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise Unsupported(
+                f"BatchNorm cannot be trained on a batch of {len(self)} example. Use mode=eval, which "
+                "leaves its statistics as they are, or forget more than one example."
+            ) from None
 
     @cached_property
     def loss(self) -> Tensor:

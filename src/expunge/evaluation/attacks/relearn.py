@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from expunge.data.arrays import fixed_order
+from expunge.data.arrays import batch_count, fixed_order
 from expunge.errors import ConfigError
 from expunge.evaluation import statistics
 from expunge.evaluation.evidence import Evidence
@@ -28,10 +28,10 @@ class RelearnTime(Metric):
 
     The smallest ``k ≤ budget`` with ``mean_{i∈D_f} ℓ_i(θ_k) ≤ (1 + margin) · mean_{i∈D_f} ℓ_i(θ_o) +
     tolerance``, ``θ_0`` the model under attack and ``θ_k`` after ``k`` steps on batches of the forget
-    set; ``budget``, marked as censored (≥), where it is not reached. The loss is measured before the first and after every
-    step. The value is the mean over ``repeats`` orders of the batches, with Student's t interval.
-    Fewer steps than the retrained models need is knowledge that was left; the model judged is never
-    changed. Every model gets the same budget, the original included.
+    set; ``budget``, marked as censored (≥), where it is not reached. The loss is measured before the
+    first and after every step. The value is the mean over ``repeats`` orders of the batches, with
+    Student's t interval. Fewer steps than the retrained models need is knowledge that was left; the
+    model judged is never changed. Every model gets the same budget, the original included.
 
     Args:
         budget: the largest number of steps.
@@ -101,7 +101,7 @@ class RelearnTime(Metric):
             objective=lambda step: {"forget": step.forget.loss.mean()},
             parts={"forget": data},
             passes=lambda epoch: (Pass("forget"),),
-            epochs=-(-self.budget // -(-len(data) // self.batch_size)),
+            epochs=-(-self.budget // batch_count(len(data), self.batch_size)),
             batch_size=self.batch_size,
             optim=self.optim,
             after=after,

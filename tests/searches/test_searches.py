@@ -7,10 +7,10 @@ from torch import nn
 from expunge.config import build, dump
 from expunge.data import ArrayData
 from expunge.errors import ConfigError, DataError, Unsupported
-from expunge.search import searches
-from expunge.search.bilevel import Bilevel, project
-from expunge.search.loss_ranking import LossRanking
-from expunge.search.random_set import RandomSet
+from expunge.searches import searches
+from expunge.searches.bilevel import Bilevel, project
+from expunge.searches.loss_ranking import LossRanking
+from expunge.searches.random_set import RandomSet
 from expunge.tasks import Classification, Regression
 from expunge.training.session import Session
 
@@ -113,7 +113,7 @@ def test_the_published_step_from_a_random_binary_start_returns_that_start() -> N
 
 
 def test_bilevel_scores_in_evaluation_mode_without_moving_batch_statistics(data) -> None:
-    from expunge.search.base import losses
+    from expunge.searches.base import losses
 
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 3)).train()
     before = model[1].running_mean.clone()

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from expunge.data.arrays import Data
 from expunge.errors import ConfigError
 from expunge.methods.optimisers.sign_sgd import SignSGD
-from expunge.search.base import Found, Search, check_size, chosen, count, losses, searches
-from expunge.search.loss_ranking import LossRanking
+from expunge.searches.base import Found, Search, check_size, chosen, count, losses, searches
+from expunge.searches.loss_ranking import LossRanking
 from expunge.tasks.base import Task
 from expunge.training.loop import Pass, Plan, optimise
 from expunge.training.optim import Optim

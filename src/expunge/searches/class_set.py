@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from expunge.data.arrays import Data
 from expunge.errors import ConfigError, DataError
-from expunge.search.base import Found, Search, chosen, searches
+from expunge.searches.base import Found, Search, chosen, searches
 from expunge.tasks.base import Task
 from expunge.training.session import Session
 

@@ -11,7 +11,7 @@ from torch import nn
 from expunge.data.arrays import Data
 from expunge.data.split import Split, read_ids
 from expunge.errors import ConfigError
-from expunge.search.base import Found, Search, searches
+from expunge.searches.base import Found, Search, searches
 from expunge.tasks.base import Task
 from expunge.training.session import Session
 

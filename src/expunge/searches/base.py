@@ -57,7 +57,7 @@ class Search(ABC):
         return None
 
 
-searches: Registry[Search] = Registry("search", Search, ("expunge.search",))  # type: ignore[type-abstract]
+searches: Registry[Search] = Registry("search", Search, ("expunge.searches",))  # type: ignore[type-abstract]
 
 
 def check_size(size: int | float) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from expunge.data.arrays import Data
-from expunge.search.base import Found, Search, check_size, chosen, count, searches
+from expunge.searches.base import Found, Search, check_size, chosen, count, searches
 from expunge.tasks.base import Task
 from expunge.training.session import Session
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from expunge import experiment
-from expunge.search import searches
+from expunge.searches import searches
 from expunge.training import parameters
 
 
@@ -17,7 +17,9 @@ def digits():
 
 def error(model, data) -> float:
     with torch.no_grad():
-        wrong = model(data.column("inputs").float().div(255 if data.column("inputs").dtype == torch.uint8 else 1))
+        wrong = model(
+            data.column("inputs").float().div(255 if data.column("inputs").dtype == torch.uint8 else 1)
+        )
     return (wrong.argmax(1) != data.column("targets")).double().mean().item()
 
 

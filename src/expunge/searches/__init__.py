@@ -1,5 +1,5 @@
 """Which examples to forget: random ones, a class, and the hardest."""
 
-from expunge.search.base import Found, Search, searches
+from expunge.searches.base import Found, Search, searches
 
 __all__ = ["Found", "Search", "searches"]
