@@ -69,7 +69,7 @@ def main() -> None:
         gap = metrics.get("average_gap")(membership=metrics.get("svc")())
         for row in Evaluation(candidates, split, task, session).rows([gap]):
             name, _, value = row.name.partition(" ")
-            gaps.setdefault(name, {}).setdefault(value, []).append(row.scores["average gap"].value)
+            gaps.setdefault(name, {}).setdefault(value, []).append(row.scores["average gap.svc"].value)
         print(f"draw {draw + 1} of {options.draws}", flush=True)
     for name, values in gaps.items():
         means = {v: sum(g) / len(g) for v, g in values.items() if None not in g}  # type: ignore[arg-type]

@@ -165,7 +165,7 @@ def compare(
     evaluation = Evaluation(candidates, split, task, replace(session, recipe=None))
     table = Table(
         name="forget",
-        description=f"{len(split.forget)} examples",
+        description="chosen by the caller",
         size=len(split.forget),
         train_size=len(split.forget) + len(split.retain),
         rows=tuple(evaluation.rows(metrics)),

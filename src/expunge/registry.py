@@ -75,7 +75,9 @@ class Registry(Generic[T]):
         for name, known in self._entries.items():
             if known is cls:
                 return name
-        raise ConfigError(f"{cls.__name__} is not a registered {self.noun}.")
+        raise ConfigError(
+            f"{cls.__name__} is not a registered {self.noun}. Decorate the class: @….register('its_name')."
+        )
 
     def names(self) -> list[str]:
         """Every name, sorted, plugged-in ones included."""

@@ -150,8 +150,8 @@ def test_a_single_retrained_model_has_nothing_to_be_compared_with(split: Split) 
         [Candidate("original", "original", Echo()), Candidate("retrained 1", "retrained", Echo(0.5))],
         split, TASK, Session(0), [AverageGap()],
     )  # fmt: skip
-    assert rows[0].scores["average gap"].reason is None
-    assert "no (other) retrained model" in rows[1].scores["average gap"].reason
+    assert rows[0].scores["average gap.threshold"].reason is None
+    assert "no (other) retrained model" in rows[1].scores["average gap.threshold"].reason
 
 
 def test_cost_ratio_divides_by_the_mean_retraining(split: Split) -> None:

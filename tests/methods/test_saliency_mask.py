@@ -84,3 +84,11 @@ def test_preparing_a_mask_leaves_the_model_as_it_was(setting):
 def test_fields_out_of_range_are_refused_by_name(fields):
     with pytest.raises(ConfigError, match=next(iter(fields))):
         SaliencyMask(**fields)
+
+
+def test_clipping_measures_the_gradient_of_the_weights_that_may_move(linear):
+    optim = SGD(lr=1.0, momentum=0.0, clip=0.01)
+    method = GradDiff(epochs=1, optim=optim, modifiers=(SaliencyMask(keep=1 / 3),))
+    moved = linear.run(method) - linear.start
+    assert int((moved != 0).sum()) == 1
+    assert float(moved.norm()) == pytest.approx(0.01, rel=1e-3)

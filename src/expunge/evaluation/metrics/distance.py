@@ -67,9 +67,9 @@ class AverageGap(Metric):
     """The mean absolute distance from retraining over four measures (Avg. Gap).
 
     ``¼ Σ_m |v_m(θ) − mean_r v_m(θ_r)|`` over accuracy on forget, retain and test and the membership
-    attack ``membership``. Interval: percentile bootstrap over the examples of each part, paired
-    between the model and the retrained ones. Lower is better, and the retrained models' own value,
-    each against the others, is the floor.
+    attack ``membership``, which is the score's variant. Interval: percentile bootstrap over the
+    examples of each part, paired between the model and the retrained ones. Lower is better, and the
+    retrained models' own value, each against the others, is the floor.
 
     Differs: the literature averages percentages of one run against the mean of ten; here the models
         compared with are the retrained ones of this table.
@@ -81,7 +81,7 @@ class AverageGap(Metric):
     target = "low"
 
     def labels(self, evidence: Evidence) -> tuple[str, str, str]:
-        return "average gap", "", ""
+        return "average gap", "", metrics.name_of(self.membership)
 
     def measure(self, evidence: Evidence) -> Score:
         measures: list[Metric] = [Accuracy(part=part) for part in ("forget", "retain", "test")]
@@ -96,6 +96,7 @@ class AverageGap(Metric):
             n += len(gaps)
         return Score(
             name="average gap",
+            variant=metrics.name_of(self.membership),
             value=total,
             interval=statistics.percentile(draws),
             n=n,
