@@ -123,8 +123,8 @@ def test_the_same_seed_gives_the_same_bytes_whatever_the_callers_generators_say(
 @every_method
 def test_another_seed_gives_other_weights_where_the_method_draws(name, setting):
     other = unlearn(name, setting, session=replace(setting.session, seed=2))
-    if other is not None:
-        assert same_bytes(reference(name, setting), other) == issubclass(methods.get(name), Edit)
+    if other is not None and not issubclass(methods.get(name), Edit):
+        assert not same_bytes(reference(name, setting), other)
 
 
 @every_method
@@ -285,7 +285,9 @@ SCOPES = [
 
 
 @pytest.mark.parametrize("setting", ["classification"], indirect=True)
-@pytest.mark.parametrize(("scope", "moves"), SCOPES, ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize(
+    ("scope", "moves"), SCOPES, ids=lambda value: str(value)[:60] if isinstance(value, dict) else ""
+)
 @pytest.mark.parametrize(
     "optim", [{"kind": "sgd", "weight_decay": 0.1}, {"kind": "adamw", "weight_decay": 0.1}]
 )

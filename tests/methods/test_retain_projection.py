@@ -2,12 +2,15 @@ import pytest
 import torch
 from torch import nn
 
-from expunge.data import fixed_order
-from expunge.errors import ConfigError
+from expunge.config import build
+from expunge.data import ArrayData, Split, fixed_order
+from expunge.errors import ConfigError, Unsupported
+from expunge.methods.base import methods
 from expunge.methods.gradient.grad_ascent import GradAscent
 from expunge.methods.gradient.grad_diff import GradDiff
 from expunge.methods.gradient.npo import NPO
 from expunge.methods.modifiers.retain_projection import RetainProjection
+from expunge.tasks import Regression
 from expunge.training.engine import Engine
 from expunge.training.optim import SGD
 from expunge.training.session import Session
@@ -160,3 +163,13 @@ def state_gradient(state):
 def test_fewer_than_one_direction_is_refused():
     with pytest.raises(ConfigError, match="directions: must be at least 1"):
         RetainProjection(directions=0)
+
+
+def test_sign_descent_is_refused_because_its_step_is_not_linear_in_the_gradient():
+    data = ArrayData({"inputs": torch.randn(8, 2), "targets": torch.randn(8)})
+    method = build(
+        methods,
+        {"kind": "grad_diff", "modifiers": ["retain_projection"], "optim": {"kind": "sign_sgd"}},
+    )
+    with pytest.raises(Unsupported, match="no linear function of the gradient"):
+        method.unlearn(nn.Linear(2, 1), Split.from_ids(data, [0, 1]), Regression(), Session())

@@ -25,8 +25,16 @@ def test_no_parameter_of_the_retrained_model_is_the_originals(setting):
 
 
 def test_it_is_the_recipe_on_the_retain_set(setting):
-    expected = setting.recipe.train(setting.split.retain, setting.session)
+    expected = setting.recipe.train(setting.split.retain, setting.session.child("retrain"))
     assert _equal(_run(setting), expected)
+
+
+def test_with_the_seed_of_the_original_it_does_not_start_from_the_original_s_initial_weights(setting):
+    model = setting.recipe.initial(setting.session)
+    retrained = setting.recipe.initial(setting.session.child("retrain"))
+    drawn = [name for name, p in model.named_parameters() if p.ndim > 1]
+    assert drawn
+    assert not set(drawn) & set(shared_tensors(model, retrained))
 
 
 def test_neither_the_handed_in_weights_nor_the_forget_set_have_any_influence(setting):

@@ -53,10 +53,24 @@ def test_the_batch_size_decides_because_the_mean_gradient_is_squared():
     assert torch.equal(together, torch.tensor([2.0, 3.0]))  # they cancel: I_f = 0
 
 
-def test_both_importances_use_the_same_batch_size():
-    # Four equal examples each: in batches of 2 both means are 1, whatever the size of the part.
-    weights = _run(SSD(alpha=1.9, batch_size=2), FORGET * 4, RETAIN[:1] * 4)
-    assert torch.equal(weights, torch.tensor([1.0, 3.0]))
+def test_the_batches_of_all_data_mix_the_forget_set_with_the_rest():
+    # One batch of all eight: its mean gradient for w_1 is 4/8, so I_D = 1/4 and I_f / I_D = 4. Batches of
+    # either kind alone would give I_D = 1/2, and no alpha of 2 or more could select anything.
+    assert torch.equal(
+        _run(SSD(alpha=3.9, batch_size=8), FORGET * 4, RETAIN[:1] * 4), torch.tensor([0.5, 3.0])
+    )
+    assert torch.equal(
+        _run(SSD(alpha=4.0, batch_size=8), FORGET * 4, RETAIN[:1] * 4), torch.tensor([2.0, 3.0])
+    )
+
+
+def test_parts_of_different_data_sets_cannot_be_joined():
+    from expunge.data import ArrayData
+    from expunge.errors import DataError
+
+    a, b = (ArrayData({"inputs": torch.ones(4, 2), "targets": torch.ones(4, 1)}) for _ in range(2))
+    with pytest.raises(DataError, match=r"no parts of one data set"):
+        SSD().unlearn(nn.Linear(2, 1), Split(a, b), Regression(), Session())
 
 
 def test_gradients_are_not_split_by_accumulation():

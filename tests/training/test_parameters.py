@@ -128,9 +128,15 @@ def test_the_largest_elements_are_those_that_numpy_sorts_last(fraction):
 
 @pytest.mark.parametrize(
     ("fraction", "expected"),
-    [(0.2, [0, 0, 1, 0, 0]), (0.4, [0, 1, 1, 1, 0]), (0.6, [0, 1, 1, 1, 0]), (0.8, [1] * 5), (1.0, [1] * 5)],
+    [
+        (0.2, [0, 0, 1, 0, 0]),
+        (0.4, [0, 1, 1, 0, 0]),
+        (0.6, [0, 1, 1, 1, 0]),
+        (0.8, [1, 1, 1, 1, 0]),
+        (1.0, [1] * 5),
+    ],
 )
-def test_ties_at_the_threshold_are_all_included(fraction, expected):
+def test_of_ties_at_the_threshold_the_first_are_taken_until_the_fraction_is_met(fraction, expected):
     masks = parameters.largest({"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([3.0, 2.0, 1.0])}, fraction)
     assert torch.cat([masks["a"], masks["b"]]).int().tolist() == expected
 

@@ -77,9 +77,24 @@ class Data(ABC):
     def fingerprint(self) -> str:
         """SHA-256, in hexadecimal, of the contents and ids (and of the augmentation, if any)."""
 
+    def joined(self, other: Data) -> Self:
+        """The examples of both, in the order of their ids; both must be subsets of one root data set.
+
+        Raises:
+            DataError: they are not, or share an example.
+        """
+        if self._root() is not other._root():
+            raise DataError("the two are no parts of one data set. Make them with Split.from_ids.")
+        ids = torch.sort(torch.cat([self.ids, other.ids])).values
+        return self._with_ids(integers(ids, "the joined ids"))
+
     def to(self, device: torch.device | str) -> Self:
         """The same data set with its storage on ``device``, where it has a storage to move."""
         return self
+
+    @abstractmethod
+    def _root(self) -> object:
+        """What all subsets of one root data set have in common."""
 
     @abstractmethod
     def _with_ids(self, ids: Tensor) -> Self:
@@ -165,6 +180,9 @@ class ArrayData(Data):
             self._fingerprint = digest([("ids", self.ids), *columns], repr(self.augment or ""))
         return self._fingerprint
 
+    def _root(self) -> object:
+        return self._storage.copies
+
     def to(self, device: torch.device | str) -> Self:
         """The same data set on ``device``; subsets of one root share one copy there."""
         moved = self._with_ids(self.ids)
@@ -188,8 +206,8 @@ class _Storage:
     ) -> None:
         self.columns = columns
         self.device = next(iter(columns.values())).device
-        self._copies: dict[torch.device, _Storage] = {} if copies is None else copies
-        self._copies[self.device] = self
+        self.copies: dict[torch.device, _Storage] = {} if copies is None else copies
+        self.copies[self.device] = self
 
     def gather(self, rows: Tensor) -> Batch:
         rows = rows.to(self.device, non_blocking=True)
@@ -198,10 +216,10 @@ class _Storage:
     def on(self, device: torch.device) -> _Storage:
         if device.index is None and device.type == "cuda":
             device = torch.device("cuda", torch.cuda.current_device())
-        if device not in self._copies:
+        if device not in self.copies:
             moved = {name: values.to(device) for name, values in self.columns.items()}
-            return type(self)(moved, self._copies)
-        return self._copies[device]
+            return type(self)(moved, self.copies)
+        return self.copies[device]
 
 
 def random_order(n: int, batch_size: int, generator: torch.Generator) -> list[Tensor]:

@@ -68,6 +68,14 @@ class Split:
             holdout=None if holdout is None else as_data(holdout, "holdout"),
         )
 
+    def train(self) -> Data:
+        """All that the original was trained on: forget and retain together, in the order of ids.
+
+        Raises:
+            DataError: they are not parts of one data set.
+        """
+        return self.retain.joined(self.forget)
+
     def parts(self) -> dict[str, Data]:
         """The parts there are, by name: forget, retain, and test and holdout if given."""
         named = {"forget": self.forget, "retain": self.retain, "test": self.test, "holdout": self.holdout}

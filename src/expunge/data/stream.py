@@ -57,8 +57,8 @@ class StreamData(Data):
 
     @property
     def augmented(self) -> bool:
-        """Whether there is a ``plain`` view beside the training view."""
-        return self._plain is not self._dataset
+        """Always: whether a data set draws at random cannot be seen from outside."""
+        return True
 
     def batches(
         self,
@@ -96,8 +96,13 @@ class StreamData(Data):
                 digest(sorted(batch.items()))
                 for batch in self.batches(fixed_order(len(self), 256), device="cpu")
             ]
-            self._fingerprint = digest([], "stream augmented " * self.augmented + " ".join(digests))
+            self._fingerprint = digest(
+                [], "stream augmented " * (self._plain is not self._dataset) + " ".join(digests)
+            )
         return self._fingerprint
+
+    def _root(self) -> object:
+        return self._dataset
 
     def _with_ids(self, ids: Tensor) -> Self:
         view = object.__new__(type(self))

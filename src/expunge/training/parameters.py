@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from expunge.data.arrays import Data, fixed_order
+from expunge.data.arrays import Data, fixed_order, random_order
 from expunge.errors import CheckpointError, DataError
 from expunge.tasks.base import Task
 from expunge.training.session import Event, Session
@@ -35,12 +35,13 @@ def gradient_sum(
     *,
     names: list[str],
     batch_size: int,
+    generator: torch.Generator | None = None,
     transform: Callable[[Tensor], Tensor] = lambda gradient: gradient,
 ) -> tuple[dict[str, Tensor], int]:
     """``Σ_B transform(∇ mean_{i∈B} ℓ_i)`` over the batches of the data, and their number.
 
-    The model is in evaluation mode, the examples are not augmented and come in their own order, so
-    the result depends on nothing but model, data and batch size. The model is left as it was.
+    The model is in evaluation mode and the examples are not augmented. They come in their own order,
+    or with ``generator`` in a random one. The model is left as it was.
 
     Cost: one forward and backward pass over the data; one copy of the parameters.
     """
@@ -48,6 +49,8 @@ def gradient_sum(
     chosen = [parameters[name] for name in names]
     total = {name: torch.zeros_like(parameters[name]) for name in names}
     order = fixed_order(len(data), batch_size)
+    if generator is not None:
+        order = random_order(len(data), batch_size, generator)
     modes = {module: module.training for module in model.modules()}
     flags = [parameter.requires_grad for parameter in chosen]
     model.eval()
@@ -73,7 +76,14 @@ def gradient_sum(
 
 
 def importance(
-    model: nn.Module, data: Data, task: Task, session: Session, *, names: list[str], batch_size: int
+    model: nn.Module,
+    data: Data,
+    task: Task,
+    session: Session,
+    *,
+    names: list[str],
+    batch_size: int,
+    generator: torch.Generator | None = None,
 ) -> dict[str, Tensor]:
     """``I_j = mean_B (∂ mean_{i∈B} ℓ_i / ∂θ_j)²``: the diagonal Fisher of batches of that size.
 
@@ -81,22 +91,34 @@ def importance(
     where the gradients of examples disagree.
     """
     total, batches = gradient_sum(
-        model, data, task, session, names=names, batch_size=batch_size, transform=torch.square
+        model,
+        data,
+        task,
+        session,
+        names=names,
+        batch_size=batch_size,
+        generator=generator,
+        transform=torch.square,
     )
     return {name: value / batches for name, value in total.items()}
 
 
 def largest(values: Mapping[str, Tensor], fraction: float) -> dict[str, Tensor]:
-    """Boolean masks of the largest ``fraction`` of all elements together, ties included.
+    """Boolean masks of the largest ``fraction`` of all elements, ranked together.
 
-    The threshold is found by ``kthvalue``: ``torch.quantile`` refuses more than 2**24 elements.
+    Exactly that many, rounded: of equal elements those that come first are taken. The threshold is
+    found by ``kthvalue``, as ``torch.quantile`` refuses more than 2**24 elements.
     """
     flat = torch.cat([value.flatten() for value in values.values()])
     keep = round(fraction * flat.numel())
-    if keep <= 0:
-        return {name: torch.zeros_like(value, dtype=torch.bool) for name, value in values.items()}
-    threshold = flat.kthvalue(flat.numel() - keep + 1).values
-    return {name: value >= threshold for name, value in values.items()}
+    chosen = torch.zeros_like(flat, dtype=torch.bool)
+    if keep > 0:
+        threshold = flat.kthvalue(flat.numel() - keep + 1).values
+        chosen = flat > threshold
+        ties = (flat == threshold).nonzero()[:, 0]
+        chosen[ties[: keep - int(chosen.sum())]] = True
+    parts = chosen.split([value.numel() for value in values.values()])
+    return {name: part.view_as(value) for part, (name, value) in zip(parts, values.items(), strict=True)}
 
 
 def inner(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> Tensor:

@@ -55,5 +55,9 @@ class Session:
         return seeding.generator(self.seed, *names)
 
     def emit(self, event: Event) -> None:
+        if not self.callbacks:
+            return
+        state = torch.get_rng_state()  # a listener that draws must not change what comes after it
         for callback in self.callbacks:
             callback(event)
+        torch.set_rng_state(state)

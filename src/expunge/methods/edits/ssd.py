@@ -33,7 +33,8 @@ class SSD(Edit):
     Cost: one forward and backward pass over all data and one over the forget set; two copies of the
         parameters. No training.
     Guarantee: empirical.
-    Differs: the same batch size for both importances. The squared gradient of a batch's mean shrinks
+    Differs: the same batch size for both importances, over batches in random order that mix the
+        examples to forget with the others. The squared gradient of a batch's mean shrinks
         with the batch, so the authors' two sizes (128 and 64) bias the comparison with ``α``.
         Their bound called ``lower_bound`` is the upper bound 1 here. No augmentation.
     References: Foster et al., Fast Machine Unlearning Without Retraining Through Selective Synaptic
@@ -52,17 +53,21 @@ class SSD(Edit):
             raise ConfigError(f"must be at least 1, got {self.batch_size}.", "batch_size")
 
     def edit(self, model: nn.Module, names: list[str], split: Split, task: Task, session: Session) -> None:
-        forget, retain = (
-            parameters.gradient_sum(
-                model, data, task, session, names=names, batch_size=self.batch_size, transform=torch.square
+        for_forget, for_all = (
+            parameters.importance(
+                model,
+                data,
+                task,
+                session,
+                names=names,
+                batch_size=self.batch_size,
+                generator=session.generator("ssd"),
             )
-            for data in (split.forget, split.retain)
+            for data in (split.forget, split.train())
         )
         weights = dict(model.named_parameters())
         for name in names:
-            for_forget = forget[0][name] / forget[1]
-            for_all = (forget[0][name] + retain[0][name]) / (forget[1] + retain[1])
-            selected = for_forget > self.alpha * for_all
-            factor = (self.dampening * for_all / for_forget).clamp(max=1.0)
+            selected = for_forget[name] > self.alpha * for_all[name]
+            factor = (self.dampening * for_all[name] / for_forget[name]).clamp(max=1.0)
             with torch.no_grad():
                 weights[name].mul_(torch.where(selected, factor, 1.0))

@@ -38,4 +38,4 @@ class Retrain(Method):
                 "retrain needs the recipe that the model was trained with: "
                 "pass recipe=expunge.Recipe(model, task, training)."
             )
-        return session.recipe.train(split.retain, session, what="retrain")
+        return session.recipe.train(split.retain, session.child("retrain"), what="retrain")

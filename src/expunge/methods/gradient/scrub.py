@@ -38,6 +38,8 @@ class Scrub(GradientMethod):
     Differs: the divergence is the mean over examples of a sum over classes, as in the authors'
         large-scale code. SCRUB+R (choosing an epoch by validation error) is not part of it. The copy
         in the worst-case-sets code does forget-only epochs first; this alternates as the original.
+        Without BatchNorm and dropout the student equals the teacher at first, so the first forget
+        step has no gradient, here as there.
     References: Kurmanji et al., Towards Unbounded Machine Unlearning, NeurIPS 2023, arXiv:2302.09880;
         defaults of its large-scale setting.
     """

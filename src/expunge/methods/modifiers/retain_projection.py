@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge.data.split import Split
-from expunge.errors import ConfigError
+from expunge.errors import ConfigError, Unsupported
 from expunge.tasks.base import Task
 from expunge.training.loop import PROBE
 from expunge.training.modifier import Gradients, Modifier, modifiers
@@ -41,7 +41,8 @@ class RetainProjection(Modifier):
     Differs: one global projection over all parameters (the authors' code ships per-tensor, rank-one and
         active-set forms that disagree); whitening with ``H^(-1/2)``, which makes the stated first-order
         identity exact, where their per-tensor form divides by ``H``; the basis slides, where theirs
-        stops growing. Momentum of earlier steps and weight decay are outside the projection.
+        stops growing. AdamW's first step, before it has second moments, is projected with ``I``.
+        Momentum of earlier steps and weight decay are outside the projection.
     References: Geometric-Disentanglement Unlearning, 2025; code GeometricUnlearn.
     """
 
@@ -79,6 +80,11 @@ class RetainProjection(Modifier):
 
 def _root(basis: Basis, template: Gradients, optimizer: torch.optim.Optimizer) -> Tensor:
     """``√(√v + ε)`` as one vector; ones where the optimiser keeps no second moments (yet)."""
+    if getattr(optimizer, "metric", optimizer) is None:
+        raise Unsupported(
+            "retain_projection says nothing about a step that is no linear function of the gradient. "
+            "Use it with sgd or adamw."
+        )
     roots = {}
     eps = optimizer.param_groups[0].get("eps", 0.0)
     for name, gradient in template.items():

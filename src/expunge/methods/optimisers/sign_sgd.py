@@ -15,6 +15,8 @@ from expunge.training.optim import Optim, optimisers
 class SignDescent(torch.optim.Optimizer):
     """``θ ← θ − η sign(g + λ θ)``."""
 
+    metric = None  # the step is no linear function of the gradient
+
     def __init__(self, params: Iterable[nn.Parameter], lr: float, weight_decay: float = 0.0) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
 
