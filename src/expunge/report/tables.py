@@ -61,7 +61,8 @@ def _print_table(table: Table, console: Console) -> None:
     share = f"{table.size / table.train_size:.1%}" if table.train_size else "?"
     size = f"{wording.counted(table.size, 'example')} of {table.train_size:,} ({share})"
     console.rule(Text(table.name, style="bold"), align="left", style="dim")
-    console.print(Text(f"{size}. {table.description}"))
+    shared = "".join(f" {part:.0%} of them are shared with {other}." for other, part in table.overlap.items())
+    console.print(Text(f"{size}: {table.description}.{shared}"))
     console.print(Text(f"{found.headline}.", style="bold green" if found.nearest else "bold yellow"))
     console.print(Text(" ".join(found.sentences)))
     console.print()

@@ -88,9 +88,7 @@ class Bilevel(Search):
             session.emit(Event("step", "bilevel", index + 1, self.upper))
         ranked = weights.argsort(descending=True, stable=True)
         word = "hardest" if self.mode == "worst" else "easiest"
-        return chosen(
-            train, ranked[:m], f"the {m} of {len(train)} examples {word} to forget, by bi-level search"
-        )
+        return chosen(train, ranked[:m], f"the {word} to forget, by bi-level search")
 
     def _unlearn(
         self, model: nn.Module, train: Data, weights: Tensor, task: Task, session: Session

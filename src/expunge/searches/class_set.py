@@ -38,7 +38,7 @@ class ClassSet(Search):
         rows = self._rows(train, task)
         names = getattr(train, "class_names", None)
         words = ", ".join(str(names[label]) if names else str(label) for label in self.classes)
-        return chosen(train, rows, f"all {len(rows)} examples of class {words}")
+        return chosen(train, rows, f"all of class {words}")
 
     def _rows(self, train: Data, task: Task) -> Tensor:
         groups = task.groups(train)

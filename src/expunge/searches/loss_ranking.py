@@ -41,4 +41,4 @@ class LossRanking(Search):
         m = count(self.size, train)
         ranked = losses(model, train, task, session).argsort(descending=self.mode == "easiest", stable=True)
         word = "smallest" if self.mode == "worst" else "largest"
-        return chosen(train, ranked[:m], f"{m} of {len(train)} examples with the {word} loss")
+        return chosen(train, ranked[:m], f"those with the {word} loss under the original")

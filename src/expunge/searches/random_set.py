@@ -35,4 +35,4 @@ class RandomSet(Search):
     def search(self, model: nn.Module, train: Data, task: Task, session: Session) -> Found:
         m = count(self.size, train)
         rows = torch.randperm(len(train), generator=session.generator("random_set"))[:m]
-        return chosen(train, rows, f"{m} of {len(train)} examples at random")
+        return chosen(train, rows, "drawn at random")
