@@ -45,9 +45,11 @@ def main() -> int:
         print(f"left alone: {length:.1f} s")
         draws = random.Random(options.seed)
         for number in range(options.kills):
-            # Finished pieces are found again, so each attempt is shorter than the one before it.
-            moment = draws.uniform(HEAD_START, max(length / (1 + number / 2), HEAD_START + 1))
-            kill([*command, str(killed)], moment)
+            # Finished pieces are found again; all attempts together stay below one whole run.
+            moment = HEAD_START + draws.uniform(0, (length - HEAD_START) / options.kills)
+            if not kill([*command, str(killed)], moment):
+                print(f"attempt {number + 1} had finished before it was killed; choose another --seed")
+                return 1
             print(f"killed after {moment:.1f} s: {pieces(killed)} pieces are there")
         finish([*command, str(killed)])
         equal = result(alone) == result(killed)
@@ -59,14 +61,16 @@ def finish(command: list[str]) -> None:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def kill(command: list[str], after: float) -> None:
-    """Starts the command and kills it outright after so many seconds, if it still runs."""
+def kill(command: list[str], after: float) -> bool:
+    """Starts the command and kills it outright after so many seconds; False if it had finished."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         process.wait(after)
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGKILL)
         process.wait()
+        return True
+    return False
 
 
 def pieces(directory: Path) -> int:
