@@ -240,3 +240,19 @@ def test_every_metric_has_a_title_an_interval_rule_and_a_round_trip() -> None:
 def test_relearn_budget_must_be_positive() -> None:
     with pytest.raises(ConfigError, match="at least 1"):
         RelearnTime(budget=0)
+
+
+def test_the_report_knows_the_average_gap_that_the_default_metrics_measure(split: Split) -> None:
+    """The summary, the heat map and the first table are built on it."""
+    from expunge.evaluation.evaluate import DEFAULT
+    from expunge.evaluation.table import Table
+    from expunge.report import layout
+
+    models = [Echo(), Echo(0.5), Echo(0.4), Echo(-1.0)]
+    roles = ("original", "retrained", "retrained", "unlearned")
+    candidates = [Candidate(f"{r} {i}", r, m) for i, (r, m) in enumerate(zip(roles, models, strict=True))]
+    table = Table("x", "", 12, 60, tuple(evaluate(candidates, split, TASK, Session(0), DEFAULT)))
+    found = layout.average_gap(layout.columns(table))
+    assert found is not None
+    assert found.id == "average gap.svc"
+    assert found in layout.groups(table)[0].columns

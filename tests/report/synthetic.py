@@ -92,10 +92,12 @@ def scores(
         ),
     ]
     if role == "retrained" and only_one:
-        found.append(missing("average gap", "there is no other retrained model.", "fraction", "low"))
+        found.append(
+            missing("average gap", "there is no other retrained model.", "fraction", "low", variant="svc")
+        )
     else:
         gap = sum(abs(a - b) for a, b in zip(truth[:4], RETRAINED[:4], strict=True)) / 4
-        found.append(plain("average gap", gap + 0.006, "fraction", "low", spread=0.0045))
+        found.append(plain("average gap", gap + 0.006, "fraction", "low", variant="svc", spread=0.0045))
     found += [
         plain(
             "relearn time", steps + rng.randint(0, 2) * (role == "retrained"), "steps", "retrained", "forget"

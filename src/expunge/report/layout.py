@@ -112,7 +112,7 @@ def on_forget(found: dict[str, Column]) -> Column | None:
 
 
 def average_gap(found: dict[str, Column]) -> Column | None:
-    return next((column for column in found.values() if column.heading == "average gap"), None)
+    return next((column for column in found.values() if column.label == "average gap"), None)
 
 
 def groups(table: Table) -> list[Group]:
