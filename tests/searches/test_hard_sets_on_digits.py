@@ -30,15 +30,16 @@ def test_retraining_forgets_the_easiest_and_not_the_hardest(digits, name, low, h
     found = search.search(original, suite.sourced.train, suite.task, session.child("search", name))
     baseline = search.baseline().search(original, suite.sourced.train, suite.task, session)
     split = suite.split(found.ids)
-    retrained = suite.recipe.train(split.retain, session.child("retrained", name, 0))
+    models = [suite.recipe.train(split.retain, session.child("retrained", name, k)) for k in range(2)]
+    mean = sum(error(model, split.forget) for model in models) / len(models)
     with capsys.disabled():
         print(
-            f"\n{name}: retrained forget error {error(retrained, split.forget):.3f}, "
+            f"\n{name}: retrained forget error {mean:.3f}, "
             f"overlap with loss_ranking {found.overlap(baseline):.3f}"
         )
     assert error(original, split.forget) <= 0.01
-    assert low <= error(retrained, split.forget) <= high
-    assert parameters.shared_tensors(original, retrained) == []
+    assert low <= mean <= high
+    assert all(parameters.shared_tensors(original, model) == [] for model in models)
 
 
 def test_random_sets_lie_in_between(digits) -> None:
