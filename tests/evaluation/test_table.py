@@ -32,7 +32,7 @@ def test_noise_is_the_spread_between_retrained_models() -> None:
     assert anchor.noise == pytest.approx(math.sqrt(2 * 0.05**2))
     assert found.noise_units(found.rows[-1], ID) == pytest.approx(0.15 / anchor.noise)
     assert anchor.headroom == pytest.approx(0.25 / anchor.noise)
-    assert found.verdict(ID) is None
+    assert found.no_headroom(ID) is None
 
 
 def test_noise_is_never_below_the_sampling_error_of_one_value() -> None:
@@ -42,7 +42,7 @@ def test_noise_is_never_below_the_sampling_error_of_one_value() -> None:
 
 def test_no_headroom_is_said_where_doing_nothing_is_within_the_noise() -> None:
     found = table(score(0.76), [score(0.7), score(0.8)], score(0.5))
-    assert found.verdict(ID) == NO_HEADROOM
+    assert found.no_headroom(ID) == NO_HEADROOM
     assert found.to_json()["anchors"][0]["verdict"] == NO_HEADROOM
 
 

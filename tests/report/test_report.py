@@ -123,7 +123,7 @@ def test_every_reason_and_verdict_is_said(form: str, report: Report, page: str, 
     seen = flat({"page": Page(page).text, "text": text}[form])
     for table in report.tables:
         columns = layout.columns(table)
-        lacking = [c for c in columns.values() if not c.is_cost and table.verdict(c.id)]
+        lacking = [c for c in columns.values() if not c.is_cost and table.no_headroom(c.id)]
         assert all(f"{c.heading}: {NO_HEADROOM}" in seen for c in lacking)
         reasons = {s.reason for row in table.rows for s in row.scores.values() if s.reason}
         assert reasons
@@ -187,7 +187,7 @@ def test_csv_round_trips(report: Report, tmp_path: Path) -> None:
                 line = found[table.name, row.name, id_]
                 assert (line["value"] == "") == math.isnan(score.value)
                 assert line["reason"] == (score.reason or "")
-                assert line["verdict"] == (table.verdict(id_) or "")
+                assert line["verdict"] == (table.no_headroom(id_) or "")
                 assert (line["unit"], line["target"], int(line["n"])) == (score.unit, score.target, score.n)
                 if score.reason is None:
                     assert float(line["value"]) == score.value

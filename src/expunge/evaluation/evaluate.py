@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from expunge.data.split import Split
-from expunge.errors import MissingEvidence
+from expunge.errors import ExpungeError, MissingEvidence
+from expunge.evaluation import breakdown, controls
 from expunge.evaluation.attacks.membership import SVC, Threshold
 from expunge.evaluation.attacks.relearn import RelearnTime
 from expunge.evaluation.evidence import Evidence, Subject
@@ -19,6 +20,7 @@ from expunge.evaluation.metrics.cost import Cost
 from expunge.evaluation.metrics.distance import AverageGap, JensenShannon
 from expunge.evaluation.metrics.utility import Accuracy, Loss
 from expunge.evaluation.score import Score
+from expunge.evaluation.shadows import Shadows
 from expunge.evaluation.table import Role, Row
 from expunge.tasks.base import Task
 from expunge.training.session import Event, Session
@@ -49,7 +51,8 @@ HISTOGRAM_EDGES = tuple(round(0.25 * i, 2) for i in range(41))
 class Candidate:
     """A model to judge, and what is known of how it was made.
 
-    ``model`` is None where a method failed; ``error`` then says why.
+    ``model`` is None where a method failed; ``error`` then says why. ``siblings`` are further models
+    made in the same way with other seeds, for metrics that judge a method and not one model of it.
     """
 
     name: str
@@ -58,6 +61,7 @@ class Candidate:
     cost: Mapping[str, float] = field(default_factory=dict)
     method: dict[str, Any] | None = None
     error: str | None = None
+    siblings: tuple[nn.Module, ...] = ()
 
 
 def evaluate(
@@ -66,6 +70,7 @@ def evaluate(
     task: Task,
     session: Session,
     metrics: Sequence[Metric] = DEFAULT,
+    shadows: Shadows | None = None,
 ) -> list[Row]:
     """One row for each candidate, in order; every metric on every model.
 
@@ -75,20 +80,28 @@ def evaluate(
     Raises:
         MissingEvidence: there is no original among the candidates.
     """
-    return list(Evaluation(candidates, split, task, session).rows(metrics))
+    return list(Evaluation(candidates, split, task, session, shadows).rows(metrics))
 
 
 class Evaluation:
     """The subjects of one forget set, sharing their readings between metrics and rows."""
 
-    def __init__(self, candidates: Sequence[Candidate], split: Split, task: Task, session: Session) -> None:
-        self.candidates, self.task, self.session = candidates, task, session
+    def __init__(
+        self,
+        candidates: Sequence[Candidate],
+        split: Split,
+        task: Task,
+        session: Session,
+        shadows: Shadows | None = None,
+    ) -> None:
+        self.candidates, self.task, self.session, self.shadows = candidates, task, session, shadows
         self.parts = split.parts()
         self.subjects = {
             c.name: Subject(c.name, c.model, self.parts, task, session)
             for c in candidates
             if c.model is not None
         }
+        self.further: dict[str, tuple[Subject, ...]] = {}
         originals = [c.name for c in candidates if c.role == "original"]
         if not originals:
             raise MissingEvidence("an evaluation needs the original model beside the unlearned ones.")
@@ -111,27 +124,76 @@ class Evaluation:
             score = metric(evidence)
             scores[score.id] = score
             self.session.emit(Event("evaluated", candidate.name, values={score.id: score.value}))
-        return replace(row, scores=scores, histograms=self._histograms(evidence.subject))
+        return replace(
+            row,
+            scores=scores,
+            histograms=self._histograms(evidence.subject),
+            classes=breakdown.classes(evidence),
+            worst=breakdown.worst(evidence),
+        )
+
+    def control(self, name: str) -> Candidate:
+        """One of the controls, made from the original; the session's recipe trains nothing for it."""
+        return Candidate(name, "control", controls.control(name, self.original, self.session, self._part))
+
+    def add(self, candidate: Candidate) -> None:
+        """A further candidate whose row may be asked for."""
+        assert candidate.model is not None
+        self.candidates = [*self.candidates, candidate]
+        self.subjects[candidate.name] = Subject(
+            candidate.name, candidate.model, self.parts, self.task, self.session
+        )
+
+    @property
+    def _part(self) -> str:
+        return "test" if "test" in self.parts else "retain"
+
+    def floor(self) -> float | None:
+        """The utility of always giving one answer; None where the original's outputs cannot be used."""
+        try:
+            return controls.floor(self.original, self._part)
+        except ExpungeError:
+            return None
 
     def evidence(self, candidate: Candidate) -> Evidence:
         """What the metrics of one candidate may read."""
         subject = self.subjects[candidate.name]
-        others = tuple(other for other in self.retrained if other is not subject)
         cost = dict(candidate.cost)
         if candidate.role == "original":
             cost = {"seconds": 0.0, "memory": 0.0}  # doing nothing
         if self.retraining:
             cost["retraining"] = self.retraining
         return Evidence(
-            subject, self.original, others, self.task, self.parts, self.session.child("evaluate"), cost
+            subject=subject,
+            original=self.original,
+            retrained=tuple(self.retrained),
+            task=self.task,
+            parts=self.parts,
+            session=self.session.child("evaluate"),
+            cost=cost,
+            siblings=self._siblings(candidate),
+            shadows=self.shadows,
         )
+
+    def _siblings(self, candidate: Candidate) -> tuple[Subject, ...]:
+        if candidate.role == "retrained":
+            return tuple(other for other in self.retrained if other is not self.subjects[candidate.name])
+        if candidate.name not in self.further:
+            self.further[candidate.name] = tuple(
+                Subject(f"{candidate.name}, run {i + 2}", model, self.parts, self.task, self.session)
+                for i, model in enumerate(candidate.siblings)
+            )
+        return self.further[candidate.name]
 
     def _histograms(self, subject: Subject) -> dict[str, list[int]]:
         edges = torch.tensor(HISTOGRAM_EDGES)
         found: dict[str, list[int]] = {}
         for part in ("forget", "test"):
             if part in self.parts:
-                losses = subject.read(part).loss.nan_to_num(edges[-1].item()).clamp(max=edges[-1].item())
+                try:
+                    losses = subject.read(part).loss.clamp(max=edges[-1].item())
+                except ExpungeError:
+                    continue  # the scores of this part say why
                 counts = torch.histogram(losses.float(), edges).hist
                 found[part] = [int(count) for count in counts]
         return found

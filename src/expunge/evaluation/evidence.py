@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge.data.arrays import Batch, Data, fixed_order
-from expunge.errors import MissingEvidence
+from expunge.errors import DataError, MissingEvidence, Unsupported
 from expunge.tasks.base import Task
 from expunge.training import features
 from expunge.training.session import Event, Session
@@ -19,6 +19,7 @@ from expunge.training.session import Event, Session
 if TYPE_CHECKING:
     from expunge.evaluation.metric import Metric
     from expunge.evaluation.score import Score
+    from expunge.evaluation.shadows import Shadows
 
 BATCH_SIZE = 512
 """Examples in a forward pass of an evaluation."""
@@ -28,13 +29,15 @@ BATCH_SIZE = 512
 class Reading:
     """What one model said about the examples of one part, in the order of the part's ids.
 
-    Shapes: ``outputs`` ``(N, …)`` float32 on the CPU; ``loss``, ``score``, ``log_likelihood`` ``(N,)``.
+    Shapes: ``outputs`` ``(N, …)`` float32 on the CPU; ``loss``, ``score``, ``log_likelihood`` and
+    ``margin`` (the logit-scaled confidence) ``(N,)``.
     """
 
     outputs: Tensor
     loss: Tensor
     score: Tensor
     log_likelihood: Tensor
+    margin: Tensor
 
     @property
     def confidence(self) -> Tensor:
@@ -59,18 +62,25 @@ class Subject:
         self.session = session
         self.scores: dict[object, Score] = {}
         self._readings: dict[str, Reading] = {}
+        self._spoilt: dict[str, str] = {}
 
     def read(self, part: str) -> Reading:
         """The readings of a part, by one forward pass the first time.
 
         Raises:
             MissingEvidence: the split has no such part.
+            DataError: an output of the model is NaN or infinite.
         """
         if part not in self._readings:
             if part not in self.parts:
                 raise MissingEvidence(f"there is no {part} data. Give the split {part}=….")
             self._readings[part] = self._forward(part)
-        return self._readings[part]
+        reading = self._readings[part]
+        if part not in self._spoilt:
+            self._spoilt[part] = _spoilt(reading, self.parts[part], part)
+        if self._spoilt[part]:
+            raise DataError(self._spoilt[part])
+        return reading
 
     def features(self, part: str, module: str | None = None) -> Tensor:
         """The penultimate representation ``(N, D)``, or the input of a named module."""
@@ -104,6 +114,7 @@ class Subject:
             task.loss(outputs, batch),
             task.score(outputs, batch),
             task.log_likelihood(outputs, batch),
+            task.margin(outputs, batch),
         )
         return tuple(value.cpu() for value in values)
 
@@ -124,8 +135,11 @@ class Evidence:
     Args:
         subject: the model being judged.
         original: the model before unlearning.
-        retrained: models trained without the forget set; when the subject is one of them, the others.
+        retrained: models trained without the forget set; the subject may be one of them.
         cost: seconds, memory in MiB and the mean seconds of a retraining, where they were measured.
+        siblings: further models made as the subject was, with other seeds: of an unlearned model the
+            method's other runs, of a retrained one the other retrained models.
+        shadows: reference models trained on random halves of the data, for per-example attacks.
     """
 
     subject: Subject
@@ -135,6 +149,8 @@ class Evidence:
     parts: Mapping[str, Data]
     session: Session
     cost: Mapping[str, float] = field(default_factory=dict)
+    siblings: tuple[Subject, ...] = ()
+    shadows: Shadows | None = None
 
     def score(self, metric: Metric) -> Score:
         """What a metric finds for the subject, measured once however many metrics ask.
@@ -149,20 +165,60 @@ class Evidence:
 
     def of(self, subject: Subject) -> Evidence:
         """The same evidence about another model, whose cost is not known."""
-        return replace(self, subject=subject, cost={})
+        return replace(self, subject=subject, cost={}, siblings=())
 
     def references(self) -> tuple[Subject, ...]:
-        """The retrained models.
+        """The retrained models other than the subject itself.
 
         Raises:
             MissingEvidence: there is none.
         """
-        if not self.retrained:
+        found = tuple(other for other in self.retrained if other is not self.subject)
+        if not found:
             raise MissingEvidence("there is no (other) retrained model to compare with. Give more of them.")
-        return self.retrained
+        return found
+
+    def compared(self, part: str) -> list[Tensor]:
+        """The retrained models' outputs on a part, each ``(N, …)`` like the subject's own.
+
+        Raises:
+            MissingEvidence: there is no retrained model.
+            Unsupported: one answers in another shape.
+        """
+        mine = self.subject.read(part).outputs
+        others = self.references()
+        found = [other.read(part).outputs for other in others]
+        for other, outputs in zip(others, found, strict=True):
+            if outputs.shape != mine.shape:
+                raise Unsupported(
+                    f"the outputs of '{self.subject.name}' have the shape {tuple(mine.shape[1:])} for an "
+                    f"example, those of '{other.name}' {tuple(outputs.shape[1:])}; they cannot be compared."
+                )
+        return found
+
+    def clusters(self, part: str) -> Tensor | None:
+        """The data subject of each example of a part, ``(N,)`` integers; None where there are none."""
+        try:
+            return self.parts[part].column("subjects").long()
+        except DataError:
+            return None
 
     def batch(self, part: str) -> Batch:
         """All examples of a part as one batch, for per-example comparisons of stored outputs."""
         data = self.parts[part]
         (batch,) = data.batches([torch.arange(len(data))], device="cpu")
         return self.task.prepare(batch, None)
+
+
+def _spoilt(reading: Reading, data: Data, part: str) -> str:
+    """Why a reading cannot be used, in a sentence; empty where it can."""
+    if torch.isfinite(reading.outputs.sum() + reading.loss.sum()):
+        return ""  # a finite sum has finite terms
+    bad = ~torch.isfinite(reading.outputs.flatten(1)).all(1) | ~torch.isfinite(reading.loss)
+    if not bad.any():
+        return ""
+    first = int(data.ids[bad.nonzero()[0, 0]])
+    return (
+        f"the model's outputs or losses are NaN or infinite for {int(bad.sum())} of {len(bad)} {part} "
+        f"examples (the first is {first}). Train it again, with a lower learning rate."
+    )

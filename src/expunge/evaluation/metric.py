@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import ClassVar
 
+import torch
+
 from expunge.errors import ExpungeError
+from expunge.evaluation import statistics
 from expunge.evaluation.evidence import Evidence
 from expunge.evaluation.score import Score, Target, Unit
 from expunge.registry import Registry
@@ -17,6 +21,9 @@ class Metric(ABC):
 
     A metric that cannot be computed raises one of the package's errors; the score then is ``nan``
     with the error as its reason. It never returns a number in place of one.
+
+    The page "how to read this" is made from the docstring: its first paragraph, the equation, and the
+    sections ``Ideal:`` (what a perfect unlearner scores), ``Cost:``, ``Differs:`` and ``References:``.
     """
 
     target: ClassVar[Target] = "retrained"
@@ -40,7 +47,9 @@ class Metric(ABC):
 
     def __call__(self, evidence: Evidence) -> Score:
         try:
-            return evidence.score(self)
+            score = evidence.score(self)
+            error, df = _error(self, score, evidence)
+            return replace(score, error=error, df=df)
         except ExpungeError as error:
             name, part, variant = self.labels(evidence)
             return Score(
@@ -53,6 +62,34 @@ class Metric(ABC):
                 unit=self.counts(),
                 reason=str(error),
             )
+
+
+def _error(metric: Metric, score: Score, evidence: Evidence) -> tuple[float | None, float | None]:
+    """Standard error over examples of the difference from the retrained models' mean, and its df.
+
+    With a value for each example it is that of the mean of the paired differences, clustered by
+    subject where the data has subjects. Where all of them are 0 or 1 one disagreement in each
+    direction is added (Bonett and Price, 2012), so that models that agree on every example of a small
+    part do not count as known to agree everywhere. Without such values it is the interval's width / 3.92.
+    """
+    width = (score.interval[1] - score.interval[0]) / 3.92 if score.interval else None
+    plain = (width, float(score.n - 1)) if width is not None and score.n > 1 else (None, None)
+    mine = score.per_example
+    others = [other for other in evidence.retrained if other is not evidence.subject]
+    if mine is None or not others or len(mine) < 2 or score.part not in evidence.parts:
+        return plain
+    found = [evidence.of(other).score(metric).per_example for other in others]
+    values = [value.double() for value in found if value is not None and value.shape == mine.shape]
+    if len(values) < len(others):
+        return plain
+    differences = mine.double() - torch.stack(values).mean(0)
+    clusters = evidence.clusters(score.part)
+    groups = len(mine) if clusters is None else len(clusters.unique())
+    if groups < 2:
+        return plain
+    binary = all(bool(((v == 0) | (v == 1)).all()) for v in (mine, *values))
+    error = statistics.standard_error(differences.numpy(), clusters, agreements=binary)
+    return error, float(groups - 1)
 
 
 metrics: Registry[Metric] = Registry(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -27,6 +28,15 @@ class Score:
         target: the direction of success; ``"retrained"`` is as close as possible to retraining.
         unit: what the number counts; fractions are printed in percent.
         censored: whether the truth may be larger: the measurement stopped at ``value``.
+        error: standard error, over examples, of the difference from the mean of the retrained models;
+            paired and clustered by subject where the metric has a value for each example. The
+            evaluation fills it in.
+        df: degrees of freedom of that error: examples (or subjects) less one.
+        perfect: what a perfect unlearner scores at this number of examples and models, where the
+            definition is biased and that is not its nominal ideal.
+        details: what a table or chart shows of the score beside its value; plain JSON. Known keys:
+            ``roc`` (points ``[fpr, tpr]``), ``curve`` (points ``[x, y]`` with ``x_label`` and
+            ``y_label``), ``layers`` (name to value), ``note`` (a sentence for the reader).
         per_example: the value of each example, ``(n,)``, where there is one. Not written to JSON.
     """
 
@@ -40,6 +50,10 @@ class Score:
     unit: Unit
     reason: str | None = None
     censored: bool = False
+    error: float | None = None
+    df: float | None = None
+    perfect: float | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
     per_example: Tensor | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -69,6 +83,10 @@ class Score:
             "unit": self.unit,
             "reason": self.reason,
             "censored": self.censored,
+            "error": self.error,
+            "df": self.df,
+            "perfect": self.perfect,
+            "details": dict(self.details),
         }
 
     @classmethod

@@ -8,12 +8,17 @@ and only where doing nothing is far away.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
+from expunge.evaluation import verdict
 from expunge.evaluation.score import Score
+from expunge.evaluation.verdict import Comparison, Verdict
 
-Role = Literal["original", "retrained", "unlearned"]
+Role = Literal["original", "retrained", "control", "unlearned"]
+"""What a row is; controls are models that must never win."""
 
 HEADROOM = 2.0
 """Doing nothing within this many noise units of retraining leaves nothing to show."""
@@ -29,7 +34,8 @@ class Row:
     """One model's scores by id.
 
     ``error`` says in one line why a method gave no model; the row then has no scores.
-    ``histograms`` holds, by part, the counts of per-example losses in the table's bins.
+    ``histograms`` holds, by part, the counts of per-example losses in the table's bins, ``classes`` the
+    task's score by part and class, ``worst`` the forget examples furthest from the retrained models.
     """
 
     name: str
@@ -38,6 +44,8 @@ class Row:
     method: dict[str, Any] | None = None
     error: str | None = None
     histograms: dict[str, list[int]] = field(default_factory=dict)
+    classes: list[dict[str, Any]] = field(default_factory=list)
+    worst: list[dict[str, Any]] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -47,12 +55,15 @@ class Row:
             "method": self.method,
             "error": self.error,
             "histograms": self.histograms,
+            "classes": self.classes,
+            "worst": self.worst,
         }
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Row:
         scores = [Score.from_json(item) for item in value["scores"]]
-        return cls(**{**value, "scores": {score.id: score for score in scores}})
+        fields = {key: item for key, item in value.items() if key != "verdicts"}
+        return cls(**{**fields, "scores": {score.id: score for score in scores}})
 
 
 @dataclass(frozen=True)
@@ -66,6 +77,8 @@ class Anchor:
             of steps, one step. The last two keep two retrained models that agree by chance from
             making the noise zero.
         original: the value of doing nothing.
+        values: of each retrained model.
+        perfect: the mean of what a perfect unlearner scores, where the metric is biased.
         headroom: ``|original − retrained| / noise``.
     """
 
@@ -76,6 +89,8 @@ class Anchor:
     noise: float
     original: float
     headroom: float
+    values: tuple[float, ...] = ()
+    perfect: float | None = None
 
     @property
     def has_headroom(self) -> bool:
@@ -94,6 +109,10 @@ class Table:
         overlap: fraction of the forget set shared with another choice of the same size, by its name.
         bins: edges of the loss histograms, in nats.
         pictures: ``{"id", "label", "png"}`` of some forget examples, PNG in base64.
+        margins: what differences are negligible, by a metric's id or name; elsewhere it is three times
+            the noise.
+        floor: the utility of always giving one answer, on the test examples.
+        names: names of the classes, by label.
     """
 
     name: str
@@ -105,11 +124,14 @@ class Table:
     overlap: dict[str, float] = field(default_factory=dict)
     bins: list[float] = field(default_factory=list)
     pictures: list[dict[str, str]] = field(default_factory=list)
+    margins: dict[str, float] = field(default_factory=dict)
+    floor: float | None = None
+    names: list[str] = field(default_factory=list)
 
     def by_role(self, role: Role) -> tuple[Row, ...]:
         return tuple(row for row in self.rows if row.role == role)
 
-    @property
+    @cached_property
     def anchors(self) -> dict[str, Anchor]:
         """One anchor for each metric that original and retrained models have a value of."""
         originals, retrained = self.by_role("original"), self.by_role("retrained")
@@ -151,10 +173,36 @@ class Table:
         noise = self.anchors[id_].noise
         return gap / noise if noise > 0 else (0.0 if gap == 0 else math.copysign(math.inf, gap))
 
-    def verdict(self, id_: str) -> str | None:
+    def no_headroom(self, id_: str) -> str | None:
         """In words, where a small gap would prove nothing; None where there is headroom."""
         anchor = self.anchors.get(id_)
         return NO_HEADROOM if anchor is not None and not anchor.has_headroom else None
+
+    def margin(self, id_: str) -> float:
+        """The difference that counts as negligible: the stated one, else ``MARGIN`` × the noise."""
+        anchor = self.anchors[id_]
+        stated = self.margins.get(id_, self.margins.get(id_.split(".")[0].replace(" ", "_")))
+        return stated if stated is not None else verdict.MARGIN * anchor.noise
+
+    def verdicts(self, row: Row) -> Mapping[str, Verdict]:
+        """Equivalent, different or inconclusive, for each metric of a row that has an anchor.
+
+        A retrained model is an anchor itself and has none.
+        """
+        if row.role == "retrained":
+            return {}
+        if row.name not in self._verdicts:
+            compared = {}
+            for id_, anchor in self.anchors.items():
+                score = row.scores.get(id_)
+                if score is not None and not score.reason:
+                    compared[id_] = _comparison(score, anchor, self.margin(id_))
+            self._verdicts[row.name] = verdict.judge(compared)
+        return self._verdicts[row.name]
+
+    @cached_property
+    def _verdicts(self) -> dict[str, dict[str, Verdict]]:
+        return {}
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -166,15 +214,26 @@ class Table:
             "overlap": self.overlap,
             "bins": self.bins,
             "pictures": self.pictures,
-            "rows": [row.to_json() for row in self.rows],
+            "margins": self.margins,
+            "floor": self.floor,
+            "names": self.names,
+            "rows": [
+                {
+                    **row.to_json(),
+                    "verdicts": {id_: found.to_json() for id_, found in self.verdicts(row).items()},
+                }
+                for row in self.rows
+            ],
             "anchors": [
                 {
                     "id": anchor.id,
                     "retrained": anchor.retrained,
                     "noise": anchor.noise,
                     "original": anchor.original,
+                    "values": list(anchor.values),
+                    "perfect": anchor.perfect,
                     "headroom": anchor.headroom if math.isfinite(anchor.headroom) else None,
-                    "verdict": self.verdict(anchor.id),
+                    "verdict": self.no_headroom(anchor.id),
                 }
                 for anchor in self.anchors.values()
             ],
@@ -197,4 +256,26 @@ def _anchor(original: Score, references: list[Score]) -> Anchor:
     noise = max(spread, sampling, 1.0 if original.unit == "steps" else 0.0)
     gap = abs(original.value - mean)
     headroom = gap / noise if noise > 0 else (0.0 if gap == 0 else math.inf)
-    return Anchor(original.id, original.title, original.unit, mean, noise, original.value, headroom)
+    biases = [score.perfect for score in references if score.perfect is not None]
+    return Anchor(
+        id=original.id,
+        title=original.title,
+        unit=original.unit,
+        retrained=mean,
+        noise=noise,
+        original=original.value,
+        headroom=headroom,
+        values=tuple(values),
+        perfect=sum(biases) / len(biases) if biases else None,
+    )
+
+
+def _comparison(score: Score, anchor: Anchor, margin: float) -> Comparison:
+    return Comparison(
+        value=score.value,
+        retrained=anchor.values,
+        error=score.error or 0.0,
+        df=max(score.df or 1.0, 1.0),
+        n=max(score.n, 1),
+        margin=margin,
+    )

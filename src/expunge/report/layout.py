@@ -157,7 +157,7 @@ def verdict(units: float | None, has_headroom: bool) -> Verdict:
 def no_headroom(table: Table) -> Iterator[tuple[str, str]]:
     """The metrics on which doing nothing cannot be told from retraining, and the sentence that says so."""
     for column in columns(table).values():
-        sentence = None if column.is_cost else table.verdict(column.id)
+        sentence = None if column.is_cost else table.no_headroom(column.id)
         if sentence and column.anchor:
             original, retrained = column.text(column.anchor.original), column.text(column.anchor.retrained)
             yield column.heading, f"{sentence} ({original} against {retrained} {column.symbol})."

@@ -190,6 +190,6 @@ def _records(table: Table, row: Row) -> Iterator[dict[str, object]]:
             "noise_units": table.noise_units(row, id_),
             "retrained": anchor.retrained if anchor else None,
             "noise": anchor.noise if anchor else None,
-            "verdict": table.verdict(id_),
+            "verdict": table.no_headroom(id_),
             "reason": score.reason,
         }

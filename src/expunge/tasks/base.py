@@ -77,6 +77,13 @@ class Task(ABC):
         """``log p(y | x)`` of each example, up to a constant. Shape ``(N,)``."""
         return -self.loss(outputs, batch)
 
+    def margin(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """``log p − log(1 − p)`` with ``p = exp(−loss)``, the logit-scaled confidence. Shape ``(N,)``.
+
+        Nearly normal over models trained on the same data, which the likelihood-ratio attacks need.
+        """
+        return -torch.log(torch.expm1(self.loss(outputs, batch).double().clamp(min=1e-12))).float()
+
     def relabel(self, batch: Batch, generator: torch.Generator | None) -> Batch:
         """The batch with targets that carry no information: a random label, refusal or condition.
 

@@ -67,6 +67,12 @@ class Classification(Task):
     def jensen_shannon(self, first: Tensor, second: Tensor, batch: Batch) -> Tensor:
         return divergences.jensen_shannon(first, second)
 
+    def margin(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """``f_y − log Σ_{k≠y} exp f_k``: the same, without the rounding of a ``p`` next to 1."""
+        own = batch["targets"].unsqueeze(-1)
+        others = outputs.float().scatter(-1, own, -torch.inf).logsumexp(-1)
+        return outputs.float().gather(-1, own).squeeze(-1) - others
+
     def relabel(self, batch: Batch, generator: torch.Generator | None) -> Batch:
         """Labels drawn uniformly from all classes; the true one included, as in the field's code."""
         targets = batch["targets"]
