@@ -48,7 +48,7 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
 
-_SECTION = re.compile(r"^(Shapes|Cost|Guarantee|Differs|References): (.*)")
+_SECTION = re.compile(r"^(Shapes|Ideal|Cost|Guarantee|Differs|References): (.*)")
 
 REGISTRIES = {
     "methods": "expunge.methods.base",

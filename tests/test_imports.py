@@ -22,7 +22,7 @@ LAYERS = (
     {"methods"},
     {"evaluation"},
     {"searches"},
-    {"api", "experiment", "pictures", "provenance", "runner", "store"},
+    {"api", "experiment", "foreign", "pictures", "provenance", "reference_models", "runner", "store"},
     {"report", "bench"},
     {"cli"},
 )

@@ -1,7 +1,7 @@
 """Machine unlearning that can be verified.
 
-``train``, ``unlearn``, ``evaluate``, ``search`` and ``run`` are the verbs; everything is imported
-when it is first used.
+``train``, ``unlearn``, ``evaluate``, ``audit``, ``search`` and ``run`` are the verbs; everything is
+imported when it is first used.
 """
 
 from __future__ import annotations
@@ -11,25 +11,29 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from expunge import data, methods, tasks
-    from expunge.api import evaluate, run, search, train, unlearn
+    from expunge.api import compare, evaluate, run, search, shadows, train, unlearn
     from expunge.data import ArrayData, Split, StreamData
     from expunge.evaluation.report import Report
+    from expunge.foreign import audit
     from expunge.training.engine import Engine
     from expunge.training.recipe import Recipe, Training
 
 __version__ = "0.1.0"
 
+_VERBS = ("compare", "evaluate", "run", "search", "shadows", "train", "unlearn")
 _PLACES = {
-    **dict.fromkeys(("evaluate", "run", "search", "train", "unlearn"), "expunge.api"),
+    **dict.fromkeys(_VERBS, "expunge.api"),
     **dict.fromkeys(("ArrayData", "Split", "StreamData"), "expunge.data"),
     **dict.fromkeys(("Recipe", "Training"), "expunge.training.recipe"),
     "Engine": "expunge.training.engine",
     "Report": "expunge.evaluation.report",
+    "audit": "expunge.foreign",
 }
 _MODULES = ("data", "methods", "tasks")
 
-__all__ = ["ArrayData", "Engine", "Recipe", "Report", "Split", "StreamData", "Training", "data",
-           "evaluate", "methods", "run", "search", "tasks", "train", "unlearn"]  # fmt: skip
+__all__ = ["ArrayData", "Engine", "Recipe", "Report", "Split", "StreamData", "Training", "audit",
+           "compare", "data", "evaluate", "methods", "run", "search", "shadows", "tasks", "train",
+           "unlearn"]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

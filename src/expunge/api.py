@@ -10,13 +10,15 @@ from typing import Any
 from torch import nn
 
 from expunge import config
-from expunge.data.arrays import Data
+from expunge.data.arrays import Data, digest
+from expunge.data.poison import unmanipulated
 from expunge.data.split import Split, as_data
 from expunge.errors import ConfigError
 from expunge.evaluation.evaluate import DEFAULT, HISTOGRAM_EDGES, Candidate, Evaluation
 from expunge.evaluation.metric import Metric
 from expunge.evaluation.metric import metrics as known_metrics
 from expunge.evaluation.report import Report
+from expunge.evaluation.shadows import ShadowPlan, Shadows, train_shadows
 from expunge.evaluation.table import Table
 from expunge.experiment import Experiment, read
 from expunge.methods.base import Method, methods
@@ -24,6 +26,7 @@ from expunge.pictures import pictures
 from expunge.provenance import hardware, versions
 from expunge.runner import execute
 from expunge.searches.base import Found, Search, searches
+from expunge.store import Store, key_of
 from expunge.tasks.base import Task, tasks
 from expunge.training.engine import Engine
 from expunge.training.meter import metered
@@ -41,7 +44,8 @@ class Unlearned:
         original: the model that was handed in.
         split, task, method: what was asked.
         cost: ``seconds`` and, where it can be measured, ``memory`` in MiB.
-        session: seed and engine of the call.
+        session: seed, engine and recipe of the call.
+        siblings: the models of further runs with other seeds, where they were asked for.
     """
 
     model: nn.Module
@@ -51,6 +55,7 @@ class Unlearned:
     method: Method
     cost: Mapping[str, float]
     session: Session
+    siblings: tuple[nn.Module, ...] = ()
 
 
 def train(
@@ -83,6 +88,7 @@ def unlearn(
     *,
     task: str | Mapping[str, Any] | Task,
     recipe: Recipe | None = None,
+    repeats: int = 1,
     seed: int = 0,
     engine: Engine | None = None,
     callbacks: Sequence[Callback] = (),
@@ -95,6 +101,8 @@ def unlearn(
         method: a name, ``{"kind": name, …}``, or a method object.
         task: what the model is for, likewise.
         recipe: how the model was trained, for methods that retrain.
+        repeats: runs of the method with different seeds; metrics that compare distributions over models
+            need many.
         seed: the same seed gives the same weights, byte for byte, on the same machine.
 
     Raises:
@@ -105,19 +113,28 @@ def unlearn(
     chosen, purpose = config.build(methods, method, "method"), config.build(tasks, task, "task")
     for part, data in split.parts().items():
         purpose.check(data, part)
+    if repeats < 1:
+        raise ConfigError(f"must be at least 1, got {repeats}.", "repeats")
     check_finite(model)
     session = Session(seed, engine or Engine(), tuple(callbacks), recipe)
     with metered(session.engine.torch_device) as cost:
         result = chosen.unlearn(model, split, purpose, session)
-    return Unlearned(result, model, split, purpose, chosen, cost, session)
+    siblings = tuple(
+        chosen.unlearn(model, split, purpose, session.child("run", run)) for run in range(1, repeats)
+    )
+    return Unlearned(result, model, split, purpose, chosen, cost, session, siblings)
 
 
 def evaluate(
     result: Unlearned | Sequence[Unlearned],
     against: Recipe | nn.Module | Sequence[nn.Module],
     *,
-    retrained: int = 2,
+    retrained: int = 3,
     metrics: Sequence[str | Mapping[str, Any] | Metric] = DEFAULT,
+    controls: Sequence[str] = (),
+    shadows: Shadows | None = None,
+    margins: Mapping[str, float] | None = None,
+    cache: str | Path | None = None,
     name: str = "evaluation",
 ) -> Report:
     """Judges one or more unlearned models against the original and retrained ones.
@@ -125,8 +142,14 @@ def evaluate(
     Args:
         result: what ``unlearn`` gave; several must share model, split and task.
         against: the recipe to retrain with, or models retrained without the forget set.
-        retrained: how many models a recipe trains; 2 or more show the noise between them.
+        retrained: how many models a recipe trains; with fewer than 3 hardly any verdict can be reached.
         metrics: names, mappings or objects.
+        controls: models that must never win, beside the others: ``collapsed``, ``constant``,
+            ``never_trained``.
+        shadows: reference models for per-example membership attacks, from ``expunge.shadows``.
+        margins: differences that are negligible, by a metric's name or the id of a score; elsewhere 2.65
+            times the noise, see ``expunge.evaluation.verdict``.
+        cache: a folder that keeps retrained models by what they depend on, for the next call.
 
     Raises:
         ConfigError: results of different splits, an unknown metric.
@@ -138,15 +161,30 @@ def evaluate(
     if any(other.original is not first.original or other.split is not first.split for other in results):
         raise ConfigError("results of different models or splits cannot share a table; evaluate each alone.")
     candidates = [Candidate("original", "original", first.original)]
-    candidates += references(against, first.split, first.session, retrained)
+    candidates += references(against, first.split, first.session, retrained, cache)
     names: dict[str, int] = {}
     for item in results:
         label = methods.name_of(item.method)
         names[label] = names.get(label, 0) + 1
         label = label if names[label] == 1 else f"{label} {names[label]}"
-        candidates.append(Candidate(label, "unlearned", item.model, item.cost, config.dump(item.method)))
-    chosen = [config.build(known_metrics, metric, "metrics") for metric in metrics]
-    return compare(name, candidates, first.split, first.task, first.session, chosen)
+        dumped = config.dump(item.method)
+        candidates.append(
+            Candidate(label, "unlearned", item.model, item.cost, dumped, siblings=item.siblings)
+        )
+    session = first.session
+    if session.recipe is None and isinstance(against, Recipe):
+        session = replace(session, recipe=against)
+    return compare(
+        name,
+        candidates,
+        first.split,
+        first.task,
+        session,
+        [config.build(known_metrics, metric, "metrics") for metric in metrics],
+        controls=controls,
+        shadows=shadows,
+        margins=margins,
+    )
 
 
 def compare(
@@ -156,22 +194,32 @@ def compare(
     task: Task,
     session: Session,
     metrics: Sequence[Metric] = DEFAULT,
+    *,
+    controls: Sequence[str] = (),
+    shadows: Shadows | None = None,
+    margins: Mapping[str, float] | None = None,
 ) -> Report:
     """A report on models of one forget set, however they were made; the original must be among them.
 
+    ``controls``, ``shadows`` and ``margins`` are those of ``evaluate``.
+
     Raises:
         MissingEvidence: there is no original.
+        ConfigError: no such control.
     """
-    evaluation = Evaluation(candidates, split, task, replace(session, recipe=None))
+    evaluation = Evaluation(candidates, split, task, session, shadows)
+    everyone = [*candidates, *(evaluation.candidate(control) for control in controls)]
     table = Table(
         name="forget",
         description="chosen by the caller",
         size=len(split.forget),
         train_size=len(split.forget) + len(split.retain),
-        rows=tuple(evaluation.rows(metrics)),
+        rows=tuple(evaluation.row(candidate, metrics) for candidate in everyone),
         fingerprint=split.fingerprint(),
         bins=list(HISTOGRAM_EDGES),
         pictures=pictures(split.forget),
+        margins=dict(margins or {}),
+        floors=evaluation.floors(),
     )
     origin = {
         "seed": session.seed,
@@ -207,6 +255,31 @@ def search(
     return chosen.search(model, examples, purpose, Session(seed, engine or Engine(), tuple(callbacks)))
 
 
+def shadows(
+    recipe: Recipe,
+    train: Data | object,
+    test: Data | object,
+    *,
+    count: int = 16,
+    seed: int = 0,
+    engine: Engine | None = None,
+    callbacks: Sequence[Callback] = (),
+    plan: ShadowPlan | None = None,
+) -> Shadows:
+    """Reference models on random halves of the training and test examples, for ``lira`` and ``rmia``.
+
+    Args:
+        train, test: the same data that the split was made of.
+        count: number of models; or give a whole ``plan``.
+
+    Raises:
+        ConfigError: fewer than 2 models, or an odd number of them.
+        DataError: data that cannot be pooled.
+    """
+    session = Session(seed, engine or Engine(), tuple(callbacks), recipe)
+    return train_shadows(recipe, as_data(train), as_data(test), plan or ShadowPlan(count=count), session)
+
+
 def run(
     experiment: Experiment | str | Path,
     directory: str | Path,
@@ -228,24 +301,47 @@ def run(
 
 
 def references(
-    against: Recipe | nn.Module | Sequence[nn.Module], split: Split, session: Session, count: int = 2
+    against: Recipe | nn.Module | Sequence[nn.Module],
+    split: Split,
+    session: Session,
+    count: int = 3,
+    cache: str | Path | None = None,
 ) -> list[Candidate]:
     """Models that never saw the forget set: those given, or ``count`` trained by the recipe.
 
+    With a ``cache`` each is trained once for the same recipe, retained data, seed and versions: its
+    key is a hash of all of them, the freshly initialised weights included.
+
     Raises:
         ConfigError: none given, or a count below 1.
+        RunError: the cache cannot be written.
     """
     if isinstance(against, Recipe):
         if count < 1:
             raise ConfigError(f"must be at least 1, got {count}.", "retrained")
-        found = []
-        for index in range(count):
-            child = session.child("retrained", index)
-            with metered(child.engine.torch_device) as cost:
-                model = against.train(split.retain, child, f"retrained {index + 1}")
-            found.append(Candidate(f"retrained {index + 1}", "retrained", model, cost))
-        return found
+        store = Store(Path(cache)) if cache is not None else None
+        return [_retrained(against, split, session.child("retrained", i), i, store) for i in range(count)]
     models = [against] if isinstance(against, nn.Module) else list(against)
     if not models:
         raise ConfigError("give a recipe or at least one retrained model.", "against")
     return [Candidate(f"retrained {i + 1}", "retrained", model) for i, model in enumerate(models)]
+
+
+def _retrained(recipe: Recipe, split: Split, session: Session, index: int, store: Store | None) -> Candidate:
+    """One retrained model, from the store where it holds the same already."""
+    name = f"retrained {index + 1}"
+
+    def compute() -> tuple[dict[str, Any], nn.Module]:
+        with metered(session.engine.torch_device) as cost:
+            model = recipe.train(unmanipulated(split.retain), session, name)
+        return {"cost": cost}, model
+
+    if store is None:
+        value, model = compute()
+        return Candidate(name, "retrained", model, value["cost"])
+    start = recipe.initial(session)
+    weights = digest(sorted((key, tensor.cpu()) for key, tensor in start.state_dict().items()))
+    settings = [config.dump(recipe.task), config.dump(recipe.training), config.dump(session.engine)]
+    key = key_of(weights, str(start), settings, split.retain.fingerprint(), session.seed, versions())
+    found, kept = store.model("retrained", key, lambda: start, compute)
+    return Candidate(name, "retrained", kept, found["cost"])

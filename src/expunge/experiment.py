@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -16,21 +16,24 @@ from expunge import config
 from expunge.data.source import DataSource, Sourced
 from expunge.data.split import Split
 from expunge.errors import ConfigError, DataError, Diverged, ExpungeError, did_you_mean
+from expunge.evaluation.controls import CONTROLS
 from expunge.evaluation.evaluate import DEFAULT
 from expunge.evaluation.metric import Metric
+from expunge.evaluation.shadows import ShadowPlan
 from expunge.methods.base import Method
 from expunge.searches.base import Search
 from expunge.tasks.base import Task
 from expunge.training.checkpoint import load_weights
 from expunge.training.engine import Engine
 from expunge.training.models import ModelSpec
+from expunge.training.probe import probe
 from expunge.training.recipe import Recipe, Training
 from expunge.training.session import Callback, Session
 
 GROUPS = ("forget", "methods")
 """Sections whose entries have names: a mapping, or a list of names that are kinds as well."""
 
-PROBE_SIZE = 4
+TRIAL_SIZE = 4
 """Examples of each part in the trial run that ``check`` makes."""
 
 
@@ -46,9 +49,17 @@ class Experiment:
         train: how the original and the retrained models are trained.
         forget: the forget sets, by name, each as the search that chooses it.
         methods: the unlearning methods, by name.
-        retrained: number of retrained models for each forget set; 2 or more show the noise.
+        retrained: number of retrained models for each forget set; with fewer than 3 hardly any
+            verdict can be reached.
+        repeats: how often each method runs, each time with another seed; the first run is judged, the
+            others serve metrics that compare distributions over models.
+        controls: models that must never win, beside the others: ``collapsed``, ``constant``,
+            ``never_trained``.
+        shadows: reference models on random halves of the data, for per-example membership attacks.
         original: trained weights to unlearn from; without it the original is trained.
         metrics: what is measured.
+        margins: differences from retraining that are negligible, by a metric's name or the id of a
+            score; elsewhere 2.65 times the noise, see ``expunge.evaluation.verdict``.
         engine: device and precision.
         seed: decides every random draw.
     """
@@ -60,9 +71,13 @@ class Experiment:
     train: Training = Training()
     forget: dict[str, Search]
     methods: dict[str, Method]
-    retrained: int = 2
+    retrained: int = 3
+    repeats: int = 1
+    controls: tuple[Literal["collapsed", "constant", "never_trained"], ...] = ()
+    shadows: ShadowPlan | None = None
     original: Path | None = None
     metrics: tuple[Metric, ...] = DEFAULT
+    margins: dict[str, float] = field(default_factory=dict)
     engine: Engine = field(default_factory=Engine)
     seed: int = 0
 
@@ -72,13 +87,18 @@ class Experiment:
                 f"at least 1 retrained model is the reference of every number, got {self.retrained}.",
                 "retrained",
             )
+        if self.repeats < 1:
+            raise ConfigError(f"must be at least 1, got {self.repeats}.", "repeats")
+        for name, margin in self.margins.items():
+            if not margin > 0:
+                raise ConfigError(f"a negligible difference is above 0, got {margin}.", f"margins.{name}")
         if not self.name or not set(self.name).isdisjoint("/\\\n"):
             raise ConfigError(f"must be a word that can name a folder, got {self.name!r}.", "name")
         if not self.forget:
             raise ConfigError("name at least one forget set, for example random: random_set.", "forget")
         for group in (self.forget, self.methods):
             for name in group:
-                if not name or name.startswith(("original", "retrained")) or "/" in name:
+                if not name or name.startswith(("original", "retrained", *CONTROLS)) or "/" in name:
                     raise ConfigError(f"'{name}' cannot be used as a name; choose another.")
 
     @cached_property
@@ -155,7 +175,7 @@ def check(experiment: Experiment) -> None:
     for name, search in experiment.forget.items():
         with _at(f"forget.{name}"):
             search.check(sourced.train, task)
-    few = sourced.train.ids[: 2 * PROBE_SIZE]
+    few = sourced.train.ids[: 2 * TRIAL_SIZE]
     if len(few) < 4:
         raise DataError(f"the training data has {len(few)} examples; too few to forget and to keep.")
     small = Split.from_ids(sourced.train.subset(few), few[: len(few) // 2])
@@ -167,22 +187,9 @@ def check(experiment: Experiment) -> None:
 
 def _probe(experiment: Experiment, model: torch.nn.Module) -> None:
     """One forward pass, so that images of the wrong shape are found now and said in words."""
-    data, task, engine = experiment.sourced.train, experiment.task, experiment.engine
-    rows = torch.arange(min(PROBE_SIZE, len(data)))
-    (batch,) = data.batches([rows], device=engine.torch_device)
-    placed = engine.copy(model)
-    try:
-        with engine.frozen(placed), engine.autocast():
-            prepared = task.prepare(batch, None)
-            outputs = task.outputs(placed, prepared)
-            task.loss(outputs, prepared)
-    except (RuntimeError, IndexError, ValueError, TypeError) as error:
-        shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in batch.items() if name != "ids")
-        first = str(error).strip().splitlines()[0]
-        raise DataError(
-            f"the model cannot take this data (a batch of {shapes}): {first}. "
-            "Correct the model's sizes or the data."
-        ) from None
+    complaint = probe(model, experiment.sourced.train, experiment.task, experiment.engine)
+    if complaint:
+        raise DataError(complaint)
 
 
 def _trial(method: Method, model: torch.nn.Module, split: Split, experiment: Experiment) -> None:

@@ -6,21 +6,23 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from expunge import config, provenance
+from expunge import config, provenance, reference_models
+from expunge.data.poison import unmanipulated
 from expunge.data.split import Split
 from expunge.errors import Diverged, RunError, Unsupported
 from expunge.evaluation.evaluate import HISTOGRAM_EDGES, Candidate, Evaluation
 from expunge.evaluation.report import Report
+from expunge.evaluation.shadows import Shadows
 from expunge.evaluation.table import Row, Table
 from expunge.experiment import Experiment, check
 from expunge.pictures import pictures
@@ -54,7 +56,7 @@ def execute(experiment: Experiment, directory: Path, callbacks: Sequence[Callbac
 
 
 def save(report: Report, directory: Path) -> None:
-    """Writes ``result.json``, ``report.html`` and ``table.csv``.
+    """Writes ``result.json``, ``report.html``, ``table.csv`` and ``card.md``.
 
     Raises:
         RunError: the directory cannot be written.
@@ -65,6 +67,7 @@ def save(report: Report, directory: Path) -> None:
         raise RunError(f"cannot write '{directory / RESULT}': {error.strerror}.") from None
     report.to_html(directory / "report.html")
     report.to_csv(directory / "table.csv")
+    report.to_card(directory / "card.md")
 
 
 class _Run:
@@ -132,10 +135,10 @@ class _Run:
         candidates = [Candidate("original", "original", original)]
         candidates += [self._retrained(name, k, key, split) for k in range(self.experiment.retrained)]
         candidates += [self._unlearned(name, m, key, split) for m in self.experiment.methods]
-        rows = self._rows(name, key, candidates, split)
+        rows, floors = self._rows(name, key, candidates, split)
         return Table(
             name=name,
-            description=found.description,
+            description=found.description + _oracle(split),
             size=len(found.ids),
             train_size=len(self.experiment.sourced.train),
             rows=tuple(rows),
@@ -143,7 +146,29 @@ class _Run:
             overlap=overlap,
             bins=list(HISTOGRAM_EDGES),
             pictures=pictures(split.forget, self.experiment.sourced.class_names),
+            margins=self.experiment.margins,
+            floors=floors,
+            names=list(self.experiment.sourced.class_names or ()),
         )
+
+    @property
+    def _plan(self) -> Any:
+        return config.dump(self.experiment.shadows)
+
+    @cached_property
+    def _shadows(self) -> Shadows | None:
+        """The reference models, shared by all forget sets and methods."""
+        sourced = self.experiment.sourced
+        keep = partial(self._tensors, key_of(self.base, self._plan, sourced.test.fingerprint()))
+        return reference_models.shadows(self.experiment, self.session, keep)
+
+    def _treated(self, name: str, key: str, split: Split) -> Shadows | None:
+        """The same after the methods that some metric wants them to go through."""
+        if self._shadows is None:
+            return None
+        methods = facts(list(self.experiment.methods.values()))
+        keep = partial(self._tensors, key_of(key, self._plan, methods))
+        return reference_models.treated(self._shadows, self.experiment, name, split, self.session, keep)
 
     @cached_property
     def _origin(self) -> list[Any]:
@@ -171,15 +196,23 @@ class _Run:
 
         def compute() -> tuple[dict[str, Any], nn.Module]:
             with metered(session.engine.torch_device) as cost:
-                model = self.experiment.recipe.train(split.retain, session, f"retrained {index + 1}")
+                data = unmanipulated(split.retain)
+                model = self.experiment.recipe.train(data, session, f"retrained {index + 1}")
             return {"cost": cost}, model
 
         value, model = self._model(f"{name} retrained {index + 1}", key_of(key, index), compute)
         return Candidate(f"retrained {index + 1}", "retrained", model, value["cost"])
 
     def _unlearned(self, name: str, method_name: str, key: str, split: Split) -> Candidate:
+        first, *others = (
+            self._once(name, method_name, key, split, run) for run in range(self.experiment.repeats)
+        )
+        return replace(first, siblings=tuple(other.model for other in others if other.model is not None))
+
+    def _once(self, name: str, method_name: str, key: str, split: Split, run: int) -> Candidate:
+        """One run of a method; its first has the seed that it would have alone."""
         method = self.experiment.methods[method_name]
-        session = self.session.child("unlearn", name, method_name)
+        session = self.session.child("unlearn", name, method_name, *([run] if run else []))
 
         def compute() -> tuple[dict[str, Any], nn.Module | None]:
             try:
@@ -189,30 +222,46 @@ class _Run:
                 return {"cost": {}, "error": str(error)}, None
             return {"cost": cost, "error": None}, model
 
-        stage = key_of(key, method_name, facts(method))
-        value, model = self._model(f"{name} {method_name}", stage, compute)
+        stage = key_of(key, method_name, facts(method), *([run] if run else []))
+        what = f"{name} {method_name}" + (f" run {run + 1}" if run else "")
+        value, model = self._model(what, stage, compute)
         return Candidate(method_name, "unlearned", model, value["cost"], config.dump(method), value["error"])
 
-    def _rows(self, name: str, key: str, candidates: Sequence[Candidate], split: Split) -> list[Row]:
-        session = replace(self.session.child("evaluate", name), recipe=None)
-        evaluation = Evaluation(candidates, split, self.experiment.task, session)
-        metrics = self.experiment.metrics
-        key = key_of(key, config.dump(metrics), self.experiment.sourced.test.fingerprint())
-        key = key_of(key, self.experiment.retrained)
-        return [
-            Row.from_json(
-                self._value(
-                    f"{name} row {candidate.name}",
-                    key_of(key, candidate.name, candidate.method),
-                    lambda c=candidate: evaluation.row(c, metrics).to_json(),  # type: ignore[misc]
-                )
-            )
-            for candidate in candidates
-        ]
+    def _rows(
+        self, name: str, key: str, candidates: Sequence[Candidate], split: Split
+    ) -> tuple[list[Row], dict[str, float]]:
+        """The rows of all models and controls, and what always giving one answer is worth."""
+        experiment, metrics = self.experiment, self.experiment.metrics
+        session = self.session.child("evaluate", name)
+        shadows = self._treated(name, key, split)
+        evaluation = Evaluation(candidates, split, experiment.task, session, shadows)
+        test = experiment.sourced.test.fingerprint()
+        key = key_of(key, config.dump(metrics), test, experiment.retrained, self._plan)
+
+        def row(label: str, made: object) -> Row:
+            def compute() -> dict[str, Any]:
+                return evaluation.row(evaluation.candidate(label), metrics).to_json()
+
+            return Row.from_json(self._value(f"{name} row {label}", key_of(key, label, made), compute))
+
+        rows = [row(c.name, [c.method, len(c.siblings)]) for c in candidates]
+        rows += [row(control, "control") for control in experiment.controls]
+        return rows, self._value(f"{name} floors", key_of(key, "floors"), evaluation.floors)
 
     def _value(self, name: str, key: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         with self._piece(name, key):
             return self.store.value(name, key, compute)
+
+    def _tensors(
+        self,
+        base: str,
+        name: str,
+        depends: tuple[Any, ...],
+        compute: Callable[[], tuple[Mapping[str, Any], dict[str, Tensor]]],
+    ) -> dict[str, Tensor]:
+        key = key_of(base, *depends)
+        with self._piece(name, key):
+            return self.store.tensors(name, key, compute)[1]
 
     def _model(
         self, name: str, key: str, compute: Callable[[], tuple[dict[str, Any], nn.Module | None]]
@@ -301,6 +350,14 @@ def without_timings(result: dict[str, Any]) -> dict[str, Any]:
     return {**result, "tables": tables, "provenance": kept}
 
 
+def _oracle(split: Split) -> str:
+    """What is to be known of the retrained models where some of the manipulated examples stay."""
+    unseen = len(split.retain) - len(unmanipulated(split.retain))
+    if not unseen:
+        return ""
+    return f"; the retrained models saw none of the {unseen} others that nobody found either"
+
+
 def facts(value: object) -> list[Any]:
     """What a configuration says, and SHA-256 of the contents of every file that it names."""
     return [config.dump(value), list(_files(value))]
@@ -323,6 +380,8 @@ def _id(score: dict[str, Any]) -> str:
 
 
 def _count(experiment: Experiment) -> int:
-    """Pieces of a run: the original; for each forget set its search, its models and their rows."""
+    """Pieces of a run: the original; for each forget set its search, its models, their rows, the floors."""
     models = experiment.retrained + len(experiment.methods)
-    return 1 + len(experiment.forget) * (2 + 2 * models)
+    further = (experiment.repeats - 1) * len(experiment.methods) + len(experiment.controls)
+    further += len(reference_models.treated_methods(experiment))
+    return 1 + (experiment.shadows is not None) + len(experiment.forget) * (3 + 2 * models + further)

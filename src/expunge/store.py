@@ -14,12 +14,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from expunge.errors import CheckpointError, RunError
 from expunge.training.checkpoint import load_weights, save_weights
 
-VALUE, MODEL = "value.json", "model.safetensors"
+VALUE, MODEL, TENSORS = "value.json", "model.safetensors", "tensors.safetensors"
 
 
 def key_of(*parts: object) -> str:
@@ -81,6 +83,18 @@ class Store:
             ) from None
         return value, model.eval()
 
+    def tensors(
+        self, name: str, key: str, compute: Callable[[], tuple[Mapping[str, Any], Mapping[str, Tensor]]]
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """The value and the named tensors of a piece, read from their file likewise."""
+        place = self._piece(name, key, compute)
+        try:
+            return self._read(place), load_file(place / TENSORS)
+        except (OSError, SafetensorError) as error:
+            raise RunError(
+                f"a piece of the run is damaged: {error}. Delete '{place}' and run again."
+            ) from None
+
     def has(self, name: str, key: str) -> bool:
         """Whether a piece is finished."""
         return (self._place(name, key) / VALUE).exists()
@@ -90,7 +104,10 @@ class Store:
         return self.folder / f"{safe}-{key}"
 
     def _piece(
-        self, name: str, key: str, compute: Callable[[], tuple[Mapping[str, Any], nn.Module | None]]
+        self,
+        name: str,
+        key: str,
+        compute: Callable[[], tuple[Mapping[str, Any], nn.Module | Mapping[str, Tensor] | None]],
     ) -> Path:
         """The folder of a finished piece, which is computed if it is not there yet."""
         place = self._place(name, key)
@@ -100,8 +117,10 @@ class Store:
         partial = self.folder / f".{place.name}.{os.getpid()}.partial"
         try:
             partial.mkdir()
-            if model is not None:
+            if isinstance(model, nn.Module):
                 save_weights(model, partial / MODEL)
+            elif model is not None:
+                save_file({k: v.contiguous() for k, v in model.items()}, partial / TENSORS)
             write_text(partial / VALUE, json.dumps(value))
             os.replace(partial, place)
         except OSError as error:

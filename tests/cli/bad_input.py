@@ -270,6 +270,55 @@ WEIGHTS = [
     check("weights of an experiment", "original=missing.safetensors", "missing.safetensors"),
 ]
 
+TAKEN = "evaluate --data blobs.npz --forget ids.txt --directory judged"
+"""Without an experiment file; blobs.npz is of the size of base.yaml."""
+NETWORK = "--model '{kind: mlp, hidden: [8]}'"
+ALONE = f"{TAKEN} {NETWORK} --original trained.safetensors"
+JUDGED = f"{ALONE} --unlearned trained.safetensors"
+
+FOREIGN = [
+    case("neither data nor experiment", JUDGED.replace("--data blobs.npz", ""), "--data", "experiment file"),
+    case("data and experiment", JUDGED.replace("evaluate", "evaluate base.yaml"), "data", "base.yaml"),
+    case("weights without network", f"{ALONE.replace(NETWORK, '')} --unlearned mine:build", "resnet20"),
+    case("unlearned weights that are not there", f"{ALONE} --unlearned no.pt", "unlearned", "'no.pt'"),
+    case("truncated unlearned weights", f"{ALONE} --unlearned truncated.safetensors", "truncated"),
+    case("weights of another size", f"{ALONE} --unlearned wide.safetensors", "wide.safetensors", "shape"),
+    case("NaN in retrained weights", f"{JUDGED} --retrained nan.safetensors", "retrained", "NaN"),
+    case("neither file nor function", f"{ALONE} --unlearned org/name", "'org/name'", "nothing is downloaded"),
+    case("folder without configuration", f"{ALONE} --unlearned folder", "'folder'", "config.json"),
+    case("checkpoint without weights", f"{ALONE} --unlearned hollow", "'hollow'", "no weights"),
+    case("no such module of a model", f"{ALONE} --unlearned nomodule:f", "unlearned", "nomodule"),
+    case("no such file of a function", f"{ALONE} --unlearned no.py:f", "unlearned", "'no.py'"),
+    case("no such function in a file", f"{ALONE} --unlearned mine.py:buld", "'buld'", "'build'"),
+    case("a function that gives no module", f"{ALONE} --unlearned mine:number", "mine:number", "int"),
+    case("a function that fails", f"{ALONE} --unlearned mine:fail", "KeyError", "mine.py, line 4"),
+    case("a model of other inputs", f"{ALONE} --unlearned mine:narrow", "mine:narrow", "inputs (3, 2)"),
+    case("an original of other classes", f"{TAKEN} --original mine:odd --unlearned mine:odd", "4 classes"),
+    case("unknown network", JUDGED.replace("kind: mlp", "kind: mpl"), "model", "Did you mean 'mlp'"),
+    case("unknown field of a network", JUDGED.replace("hidden", "hiden"), "model", "'hiden'", "'hidden'"),
+    case("network that is not YAML", JUDGED.replace("[8]}", "[8"), "model", "not valid YAML"),
+    case("unknown data set", JUDGED.replace("blobs.npz", "digts"), "'digts'", "Did you mean 'digits'"),
+    case("a function that gives no data", JUDGED.replace("blobs.npz", "mine:number"), "mine:number", "int"),
+    case(
+        "labels outside the stated classes", f"{JUDGED} --task '{{kind: classification, classes: 3}}'", "0..2"
+    ),
+    case("unknown task of foreign models", f"{JUDGED} --task clasification", "Did you mean 'classification'"),
+    case("regression on labels", f"{JUDGED} --task regression", "floating-point"),
+    case(
+        "training without a network",
+        f"{TAKEN} --original mine:build --unlearned mine:build --train '{{}}'",
+        "--model",
+    ),
+    case("number of trainings without one", f"{JUDGED} --trainings 3", "--train"),
+    case("no trainings at all", f"{JUDGED} --train '{{epochs: 1}}' --trainings -1", "--trainings", "1"),
+    case("unknown metric of an audit", f"{JUDGED} --metrics acuracy", "metrics", "Did you mean 'accuracy'"),
+    case("no metric", f"{JUDGED} --metrics ''", "metrics", "at least one"),
+    case("unknown precision", f"{JUDGED} --engine.dtype float8", "engine.dtype", "float8"),
+    case("ids outside the foreign data", JUDGED.replace("ids.txt", "far.txt"), "99", "0..79"),
+    case("an empty file of ids", JUDGED.replace("ids.txt", "none.txt"), "none.txt", "empty"),
+    case("report in a read-only place", JUDGED.replace("judged", "/proc/judged"), "/proc/judged"),
+]
+
 LOADED = [
     check("no such module", "'model={kind: load, function: nomodule:f}'", "model.function", "nomodule"),
     check("no such function", "'model={kind: load, function: mine:buld}'", "'buld'", "'build'"),
@@ -324,6 +373,7 @@ CASES = [
     *DATA,
     *IDS,
     *WEIGHTS,
+    *FOREIGN,
     *LOADED,
     *DIRECTORIES,
     *SITUATIONS,

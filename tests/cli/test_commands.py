@@ -85,7 +85,7 @@ def test_run_then_report(place: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["run", "tiny.yaml", "forget.hard.size=4"]) == 0
     first = capsys.readouterr()
     assert "runs/tiny/report.html" in first.out
-    assert "[21/21]" in first.err
+    assert "[27/27]" in first.err
     (place / "runs/tiny/report.html").unlink()
     assert main(["report", "runs/tiny"]) == 0
     assert capsys.readouterr().out == first.out
@@ -113,8 +113,18 @@ def test_unlearn_then_evaluate(place: Path, capsys: pytest.CaptureFixture[str]) 
     assert main(words.split()) == 0
     result = json.loads(Path("judged/result.json").read_text())
     names = [row["name"] for row in result["tables"][0]["rows"]]
-    assert names == ["original", "retrained 1", "retrained 2", "a", "a 2", "unlearned original"]
-    assert {path.name for path in Path("judged").iterdir()} == {"result.json", "report.html", "table.csv"}
+    assert names == [
+        "original",
+        "retrained 1",
+        "retrained 2",
+        "retrained 3",
+        "a",
+        "a 2",
+        "unlearned original",
+    ]
+    assert {path.name for path in Path("judged").iterdir()} == {
+        "result.json", "report.html", "table.csv", "card.md", "store",
+    }  # fmt: skip
     assert main([*words.split(), "--retrained", "trained.safetensors"]) == 0
     result = json.loads(Path("judged/result.json").read_text())
     assert sum(row["role"] == "retrained" for row in result["tables"][0]["rows"]) == 1

@@ -28,7 +28,10 @@ BASE = {
 LOADABLE = """
 import torch
 def build(): return torch.nn.Linear(2, 4)
+def fail(): return {}["weights"]
 def number(): return 3
+def narrow(): return torch.nn.Linear(1, 4)
+def odd(): return torch.nn.Linear(2, 5)
 """
 
 
@@ -98,6 +101,9 @@ def _arrays(folder: Path) -> None:
     np.savez(folder / "objects.npz", x=np.array([{}, None]), y=y[:2])
     np.savez(folder / "few.npz", x=x[:3], y=y[:3], x_test=x, y_test=y)
     (folder / "text.npz").write_text("these are no arrays")
+    blobs = np.random.default_rng(0).normal(size=(120, 2)).astype("float32")
+    labels = np.arange(120) % 4
+    np.savez(folder / "blobs.npz", x=blobs[:80], y=labels[:80], x_test=blobs[80:], y_test=labels[80:])
 
 
 def _ids(folder: Path) -> None:
@@ -126,6 +132,8 @@ def _weights(folder: Path) -> None:
     (folder / "truncated.safetensors").write_bytes(whole[: len(whole) // 2])
     (folder / "text.safetensors").write_text("weights\n")
     (folder / "text.pt").write_text("weights\n")
+    (folder / "hollow").mkdir()
+    (folder / "hollow" / "config.json").write_text("{}")
     (folder / "evil.pt").write_bytes(pickle.dumps(_Evil()))
     torch.save({"epoch": 3, "model": good.state_dict()}, folder / "state.pt")
 

@@ -7,6 +7,7 @@ import io
 import math
 import random
 from dataclasses import replace
+from typing import Any
 
 from PIL import Image
 
@@ -29,13 +30,21 @@ METHODS = {
     "l1_sparse": (0.906, 0.979, 0.894, 0.71, 14, 52.0),
     "<b>evil</b> & co": (0.873, 0.972, 0.9, 0.62, 19, 61.0),
 }
+CONTROLS = {
+    "collapsed": (0.1, 0.1, 0.1, 0.02, 180, math.nan),
+    "constant": (0.09, 0.1, 0.1, 0.0, 210, math.nan),
+    "never_trained": (0.11, 0.1, 0.1, 0.03, 170, math.nan),
+}
+NAMES = ["cat", "dog", "<ship>", "lorry"]
+NOTE = "The head forgets what the <features> keep."
 ORIGINAL = (0.996, 0.998, 0.921, 0.93, 0, math.nan)
 RETRAINED = (0.862, 0.998, 0.918, 0.56, 24, 420.0)
 
 
 def rate(rng: random.Random, name: str, part: str, p: float, n: int, variant: str = "") -> Score:
     value = min(1.0, max(0.0, round(rng.gauss(p, 0.004) * n) / n))
-    half = 1.96 * math.sqrt(max(value * (1 - value), 0.002) / n)
+    error = math.sqrt(max(value * (1 - value), 0.002) / n)
+    half = 1.96 * error
     bounds = (max(0.0, value - half), min(1.0, value + half))
     return Score(
         name=name,
@@ -46,6 +55,9 @@ def rate(rng: random.Random, name: str, part: str, p: float, n: int, variant: st
         n=n,
         target="retrained",
         unit="fraction",
+        error=error / 2,
+        df=n - 1.0,
+        metric=name if name == "accuracy" else "",
     )
 
 
@@ -60,8 +72,41 @@ def plain(
 ) -> Score:
     bounds = (max(0.0, value - spread), value + spread) if spread else None
     return Score(
-        name=name, part=part, variant=variant, value=value, interval=bounds, n=500, target=target, unit=unit
+        name=name,
+        part=part,
+        variant=variant,
+        value=value,
+        interval=bounds,
+        n=500,
+        target=target,
+        unit=unit,
+        error=spread / 3 if spread else None,
+        df=499.0 if spread else None,
     )
+
+
+def roc(auc: float) -> list[list[float]]:
+    """A curve with the given area under it: ``tpr = fpr^(1/auc − 1)``."""
+    rates = [0.0, *(10 ** (-4 + i / 8) for i in range(33))]
+    return [[x, x ** (1 / auc - 1)] for x in rates]
+
+
+def detailed(rng: random.Random, truth: tuple[float, ...]) -> list[Score]:
+    """Scores that hold a chart, a perfect unlearner's value or a note."""
+    member, steps = 0.45 + truth[3] / 2.2, max(1.0, truth[4])
+    curve = [[x, 0.9 * (1 - math.exp(-(x + 1) / steps)) + 0.1] for x in range(0, 60, 4)]
+    layers = {f"block{i}": 1 - abs(truth[0] - 0.862) * i / 3 for i in range(1, 5)}
+    attack = rate(rng, "membership", "forget", member, 1000, "lira-auc")
+    depth = plain("cka", min(layers.values()), "fraction", "retrained", "forget", spread=0.01)
+    curved = plain("relearning", steps / 60, "fraction", "retrained", "forget", spread=0.02)
+    labels = {"curve": curve, "x_label": "steps", "y_label": "forget accuracy"}
+    biased = plain("klom", 0.3 + abs(truth[0] - 0.862), "nats", "retrained", "forget", spread=0.02)
+    return [
+        replace(attack, details={"roc": roc(member)}),
+        replace(depth, details={"layers": layers} | ({"note": NOTE} if truth[0] < 0.8 else {})),
+        replace(curved, details=labels),
+        replace(biased, perfect=0.31),
+    ]
 
 
 def missing(name: str, reason: str, unit: Unit, target: Target, part: str = "", variant: str = "") -> Score:
@@ -106,7 +151,8 @@ def scores(
         plain("loss", 0.02 + 2 * (1 - retain), "nats", "retrained", "retain", spread=0.004),
         plain("loss", 0.1 + 3 * (1 - test) + rng.gauss(0, 0.01), "nats", "retrained", "test", spread=0.02),
     ]
-    if role == "original":
+    found += detailed(rng, truth)
+    if role in ("original", "control"):
         found.append(missing("cost", NO_ORIGINAL_COST, "seconds", "low", variant="seconds"))
         found.append(missing("cost", NO_ORIGINAL_COST, "ratio", "low", variant="ratio"))
     else:
@@ -124,10 +170,37 @@ def histogram(rng: random.Random, accuracy: float, n: int) -> list[int]:
     return counts
 
 
-def row(rng: random.Random, name: str, role: Role, truth: tuple[float, ...], only_one: bool = False) -> Row:
+def classes(rng: random.Random, truth: tuple[float, ...]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for part, accuracy in (("forget", truth[0]), ("retain", truth[1]), ("test", truth[2])):
+        for label in range(len(NAMES)):
+            value = min(1.0, max(0.0, accuracy + rng.gauss(0, 0.02)))
+            bounds = {"low": max(0.0, value - 0.05), "high": min(1.0, value + 0.05)}
+            found.append({"part": part, "class": label, "value": value, "n": 125, **bounds})
+    return found
+
+
+def worst(rng: random.Random, ids: list[int]) -> list[dict[str, Any]]:
+    z = sorted((rng.gauss(0, 3) for _ in ids), key=abs, reverse=True)
+    return [
+        {"id": i, "z": value, "confidence": rng.random(), "retrained": rng.random()}
+        for i, value in zip(ids, z, strict=True)
+    ]
+
+
+def row(
+    rng: random.Random,
+    name: str,
+    role: Role,
+    truth: tuple[float, ...],
+    only_one: bool = False,
+    ids: tuple[int, ...] = (),
+) -> Row:
     histograms = {"forget": histogram(rng, truth[0], 500), "test": histogram(rng, truth[2], 2000)}
     method = {"kind": name, "optim": {"lr": 0.01}} if role == "unlearned" else None
-    return Row(name, role, scores(rng, role, truth, only_one), method, None, histograms)
+    found = scores(rng, role, truth, only_one)
+    listed = worst(rng, [*ids[:4], *range(60_000, 60_026)]) if role != "retrained" else []
+    return Row(name, role, found, method, None, histograms, classes(rng, truth), listed)
 
 
 def picture(rng: random.Random, index: int) -> dict[str, str]:
@@ -156,11 +229,16 @@ def table(
     pictures: int = 0,
 ) -> Table:
     rng = random.Random(seed)
+    dice = random.Random(seed + 100)
+    drawn = [picture(dice, i) for i in range(pictures)]
     rows = [row(rng, "original", "original", original)]
     rows += [row(rng, f"retrained {i + 1}", "retrained", RETRAINED, retrained == 1) for i in range(retrained)]
+    ids = tuple(int(item["id"]) for item in drawn)
     rows += [
-        row(rng, key, "unlearned", truth) for key, truth in (METHODS if methods is None else methods).items()
+        row(rng, key, "unlearned", truth, ids=ids)
+        for key, truth in (METHODS if methods is None else methods).items()
     ]
+    rows += [row(rng, key, "control", truth) for key, truth in CONTROLS.items()]
     rows.append(Row("ssd", "unlearned", error=ERROR, method={"kind": "ssd"}))
     return Table(
         name=name,
@@ -171,7 +249,9 @@ def table(
         fingerprint="9f2c" * 8,
         overlap={"loss ranking": 0.31, "random": 0.1},
         bins=BINS,
-        pictures=[picture(rng, i) for i in range(pictures)],
+        pictures=drawn,
+        floors={"accuracy": 0.1},
+        names=NAMES,
     )
 
 
@@ -187,6 +267,10 @@ def changed(source: Table, model: str, **scores: Score) -> Table:
         for r in source.rows
     ]
     return replace(source, rows=tuple(rows))
+
+
+def scores_of(source: Table, model: str) -> dict[str, Score]:
+    return next(row.scores for row in source.rows if row.name == model)
 
 
 def report(seed: int = 0) -> Report:

@@ -55,8 +55,9 @@ def test_the_first_screen(model: nn.Module, split: expunge.Split, tmp_path: Path
     assert "salun" in str(report)
     assert "<html" in report.to_html(tmp_path / "report.html").read_text()
     (table,) = report.tables
-    assert [row.name for row in table.rows] == ["original", "retrained 1", "retrained 2", "salun"]
-    assert [row.role for row in table.rows] == ["original", "retrained", "retrained", "unlearned"]
+    retrained = [f"retrained {k}" for k in (1, 2, 3)]
+    assert [row.name for row in table.rows] == ["original", *retrained, "salun"]
+    assert [row.role for row in table.rows] == ["original", *["retrained"] * 3, "unlearned"]
 
 
 def test_nothing_of_the_callers_is_touched(model: nn.Module, split: expunge.Split) -> None:
@@ -138,3 +139,71 @@ def test_mistakes(model: nn.Module, split: expunge.Split) -> None:
     next(broken.parameters()).data[0, 0] = torch.inf
     with pytest.raises(CheckpointError, match="infinite"):
         expunge.unlearn(broken, split, "salun", task=TASK)
+
+
+def test_controls_margins_and_the_floor_reach_the_table(model: nn.Module, split: expunge.Split) -> None:
+    result = expunge.unlearn(model, split, "finetune", task=TASK)
+    report = expunge.evaluate(
+        result,
+        against=RECIPE,
+        metrics=[{"kind": "accuracy", "part": "forget"}, {"kind": "accuracy", "part": "test"}],
+        controls=("collapsed", "constant", "never_trained"),
+        margins={"accuracy": 0.9, "accuracy.forget": 0.4},
+    )
+    (table,) = report.tables
+    assert [row.name for row in table.by_role("control")] == ["collapsed", "constant", "never_trained"]
+    assert table.margin("accuracy.forget") == 0.4
+    assert table.margin("accuracy.test") == 0.9
+    constant = next(row for row in table.rows if row.name == "constant")
+    assert (
+        table.floors["accuracy"]
+        == pytest.approx(constant.scores["accuracy.test"].value)
+        == pytest.approx(1 / 3)
+    )
+    assert expunge.evaluation.Table.from_json(table.to_json()).to_json() == table.to_json()
+    with pytest.raises(ConfigError, match="Did you mean 'collapsed'"):
+        expunge.evaluate(result, against=RECIPE, controls=("colapsed",))
+
+
+def test_a_cache_trains_each_retrained_model_once(
+    model: nn.Module, split: expunge.Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[str] = []
+    train = expunge.Recipe.train
+
+    def counted(self: expunge.Recipe, data: object, session: object, what: str = "train") -> nn.Module:
+        trained.append(what)
+        return train(self, data, session, what)
+
+    monkeypatch.setattr(expunge.Recipe, "train", counted)
+    few = {"metrics": [{"kind": "loss", "part": "forget"}], "cache": tmp_path}
+    result = expunge.unlearn(model, split, "finetune", task=TASK)
+    first = expunge.evaluate(result, against=RECIPE, **few)
+    other = expunge.unlearn(model, split, "npo", task=TASK)
+    second = expunge.evaluate(other, against=RECIPE, **few)
+    assert trained == ["retrained 1", "retrained 2", "retrained 3"]
+    values = [r.tables[0].anchors["loss.forget"].values for r in (first, second)]
+    assert values[0] == values[1]
+    longer = expunge.Recipe(network, TASK, expunge.Training(epochs=5, batch_size=16))
+    expunge.evaluate(other, against=longer, **few)
+    assert len(trained) == 6
+
+
+def test_repeats_are_the_siblings_of_the_first_run(model: nn.Module, split: expunge.Split) -> None:
+    once = expunge.unlearn(model, split, "salun", task=TASK, seed=3)
+    thrice = expunge.unlearn(model, split, "salun", task=TASK, seed=3, repeats=3)
+    assert weights(once.model) == weights(thrice.model)
+    assert len({tuple(weights(m)) for m in (thrice.model, *thrice.siblings)}) == 3
+    with pytest.raises(ConfigError, match="repeats"):
+        expunge.unlearn(model, split, "salun", task=TASK, repeats=0)
+
+
+def test_nan_in_one_model_leaves_the_others_whole(model: nn.Module, split: expunge.Split) -> None:
+    result = expunge.unlearn(model, split, "finetune", task=TASK)
+    with torch.no_grad():
+        next(result.model.parameters())[0, 0] = torch.nan
+    (table,) = expunge.evaluate(result, against=RECIPE).tables
+    spoilt = table.by_role("unlearned")[0].scores
+    assert "NaN or infinite for 4 of 4 forget examples" in spoilt["accuracy.forget"].reason
+    assert all(score.reason for id_, score in spoilt.items() if not id_.startswith("cost"))
+    assert not table.rows[0].scores["accuracy.forget"].reason

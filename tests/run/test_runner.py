@@ -76,10 +76,10 @@ def test_two_fresh_runs_are_equal(finished: Any, tmp_path: Path) -> None:
 def test_everything_is_there(finished: Any) -> None:
     directory, result, listener = finished
     assert {path.name for path in directory.iterdir()} == {
-        "experiment.yaml", "events.jsonl", "result.json", "report.html", "table.csv", "store",
+        "experiment.yaml", "events.jsonl", "result.json", "report.html", "table.csv", "card.md", "store",
     }  # fmt: skip
     names = [row["name"] for row in result["tables"][0]["rows"]]
-    assert names == ["original", "retrained 1", "retrained 2", "finetune", "grad_ascent"]
+    assert names == ["original", "retrained 1", "retrained 2", "retrained 3", "finetune", "grad_ascent"]
     steps = [event for event in listener.events if event.what == "run" and event.kind == "step"]
     assert [event.index for event in steps] == list(range(1, steps[-1].total + 1))
 

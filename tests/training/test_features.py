@@ -2,8 +2,10 @@ import pytest
 import torch
 from torch import nn
 
+from expunge import config
 from expunge.errors import Unsupported
 from expunge.training import features
+from expunge.training.models import models
 
 
 @pytest.fixture
@@ -64,3 +66,56 @@ def test_an_unknown_module_is_named_with_its_nearest():
 def test_without_a_linear_layer_one_must_be_named():
     with pytest.raises(Unsupported, match="no linear layer; name the module"), features.captured(nn.ReLU()):
         pass
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ({"kind": "mlp", "inputs": 4, "outputs": 2, "hidden": (5,)}, ("head",)),
+        (
+            {"kind": "mlp", "inputs": 4, "outputs": 2, "hidden": (5,) * 5},
+            ("body.2", "body.4", "body.6", "head"),
+        ),
+        ({"kind": "small_cnn", "classes": 2, "width": 2}, ("body.3", "body.6", "head")),
+        (
+            {"kind": "resnet20", "classes": 2},
+            ("stages.0.0.conv1", "stages.1.0.conv1", "stages.2.0.conv1", "head"),
+        ),
+        (
+            {"kind": "tiny_lm", "vocabulary": 7, "width": 8, "layers": 3, "heads": 2, "context": 4},
+            ("blocks.0.project", "blocks.1.attention", "blocks.2.attention", "head"),
+        ),
+        (
+            {"kind": "tiny_denoiser", "inputs": 4, "conditions": 3, "width": 8, "layers": 2},
+            ("time", "body.0.linear", "body.1.linear", "head"),
+        ),
+    ],
+)
+def test_depths_are_evenly_spaced_and_end_with_the_penultimate(kind, expected):
+    assert features.depths(config.build(models, kind)()) == expected
+
+
+def test_watched_shows_several_modules_inputs_at_once_with_channels_last():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(3 * 2 * 2, 5))
+    x = torch.randn(7, 1, 6, 6)
+    with features.watched(model, ("1", "3")) as found:
+        model(x)
+    assert torch.equal(found["1"], model[0](x).movedim(1, -1))
+    assert torch.equal(found["3"], model[2](model[1](model[0](x))))
+    model(x[:2])
+    assert len(found["1"]) == 7
+
+
+def test_pooling_averages_pixels_and_positions_but_no_padding():
+    maps = torch.arange(24.0).view(2, 3, 2, 2)
+    assert torch.equal(features.pooled(maps.movedim(1, -1)), maps.mean((2, 3)))
+    words = torch.tensor([[[2.0], [4.0], [90.0]]])
+    assert features.pooled(words, torch.tensor([[1, 1, 0]])).tolist() == [[3.0]]
+    assert features.pooled(words).tolist() == [[32.0]]
+
+
+def test_sampled_rows_are_all_or_the_same_seeded_choice():
+    assert features.sampled(5, 10).tolist() == [0, 1, 2, 3, 4]
+    rows = features.sampled(1000, 20)
+    assert len(rows.unique()) == 20
+    assert torch.equal(rows, features.sampled(1000, 20))

@@ -2,72 +2,210 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from expunge.cli.arguments import Forget, Source
+from expunge.cli.arguments import Forget
+from expunge.errors import ConfigError
 
 if TYPE_CHECKING:
-    from expunge.evaluation.evaluate import Candidate
-    from expunge.experiment import Experiment
+    from torch import Tensor
 
 EXAMPLE = (
-    "expunge evaluate my_experiment.yaml --original trained.safetensors --unlearned forgotten.safetensors "
-    "--forget ids.txt"
+    "expunge evaluate --data digits --model small_cnn --original trained.safetensors "
+    "--unlearned forgotten.safetensors --retrained honest.safetensors --forget ids.txt"
 )
+
+ALONE = "Without an experiment file"
+
+NO_RETRAINED = (
+    "No retrained model was given, so there are values but no verdicts. Give --retrained MODEL (3 or more), "
+    "or --train '{epochs: 30}' with --model to train them here."
+)
+
+Data = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DATA",
+        rich_help_panel=ALONE,
+        help="Training and test data: a data set (see: expunge list data), an .npz file, a folder of images, "
+        "or module:function that returns (train, test).",
+    ),
+]
+Network = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="MODEL",
+        rich_help_panel=ALONE,
+        help="The network of files of weights, and of --train: a name (see: expunge list models), "
+        "'{kind: small_cnn, width: 8}', or module:function.",
+    ),
+]
+Purpose = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TASK",
+        rich_help_panel=ALONE,
+        help="What the models are for, for example regression or '{kind: classification, classes: 10}'.",
+        show_default="classification, the classes counted in the training labels",
+    ),
+]
+Train = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FIELDS",
+        rich_help_panel=ALONE,
+        help="Train retrained models here: '{epochs: 30, batch_size: 64, optim: {kind: sgd, lr: 0.1}}'.",
+    ),
+]
+Trainings = Annotated[
+    int | None, typer.Option(min=1, rich_help_panel=ALONE, help="How many --train trains.", show_default="3")
+]
+Device = Annotated[
+    str | None, typer.Option("--engine.device", rich_help_panel=ALONE, help="auto, cpu, cuda, cuda:1, …")
+]
+Dtype = Annotated[
+    str | None, typer.Option("--engine.dtype", rich_help_panel=ALONE, help="float32 or bfloat16.")
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(rich_help_panel=ALONE, help="Of everything that is drawn.", show_default="0"),
+]
+Original = Annotated[str, typer.Option(metavar="MODEL", help="The model before unlearning.")]
+Unlearned = Annotated[list[str], typer.Option(metavar="MODEL", help="After it; repeat for more.")]
+Retrained = Annotated[
+    list[str] | None,
+    typer.Option(metavar="MODEL", help="Trained without the ids; repeat, 3 or more allow verdicts."),
+]
+Metrics = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAMES",
+        help="Separated by commas (see: expunge list metrics); fields as in '{kind: accuracy, part: test}'.",
+    ),
+]
 
 
 def command(
-    experiment: Source,
-    original: Annotated[Path, typer.Option(metavar="WEIGHTS", help="The model before unlearning.")],
-    unlearned: Annotated[list[Path], typer.Option(metavar="WEIGHTS", help="After it; repeat for more.")],
+    original: Original,
+    unlearned: Unlearned,
     forget: Forget,
-    retrained: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="WEIGHTS", help="Trained without the ids; repeat for more.", show_default="trained"
-        ),
+    experiment: Annotated[
+        str | None,
+        typer.Argument(metavar="EXPERIMENT", help="A YAML file or packaged suite; not needed with --data."),
     ] = None,
+    retrained: Retrained = None,
+    metrics: Metrics = None,
     directory: Annotated[Path, typer.Option(help="Where the report goes.")] = Path("runs/evaluation"),
+    data: Data = None,
+    model: Network = None,
+    task: Purpose = None,
+    train: Train = None,
+    trainings: Trainings = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    seed: Seed = None,
 ) -> None:
-    """Judges unlearned models against the original and against retrained ones.
+    """Judges unlearned models against the original and against retrained ones, wherever they were made.
 
-    Without --retrained the models to compare with are trained by the recipe of the experiment file. Writes
-    report.html, table.csv and result.json.
+    A MODEL is the folder of a Hugging Face checkpoint, a .safetensors or .pt file of weights (which needs
+    --model), or module:function or file.py:function, a function that returns the trained model. Models get
+    their inputs as the data has them, images as float32 in 0..1; a function can wrap a model that wants them
+    normalised.
+
+    The models to compare with are given by --retrained or trained here, by --train or by the experiment file.
+    Without any of them there are values but no verdicts. Writes a report and its data.
     """
-    from expunge import api
-    from expunge.cli.inputs import load, narrowed, writable
+    from expunge import foreign
+    from expunge.cli.inputs import listed, writable
     from expunge.cli.output import show
     from expunge.cli.progress import Progress
     from expunge.data.split import read_ids
-    from expunge.evaluation.evaluate import Candidate
     from expunge.runner import save
-    from expunge.searches.given import Given
 
+    alone = {
+        "data": data, "model": model, "task": task, "train": train, "trainings": trainings,
+        "engine.device": device, "engine.dtype": dtype, "seed": seed,
+    }  # fmt: skip
+    given = {name: value for name, value in alone.items() if value is not None}
+    settings: dict[str, Any] = {} if metrics is None else {"metrics": listed("metrics", metrics)}
     ids = read_ids(forget)
     writable(directory / "result.json")
-    setup = narrowed(experiment, original, Given(path=forget))
-    split = setup.split(ids)
-    candidates = [Candidate("original", "original", load(setup, original))]
-    judged = list(_judged(setup, unlearned))
-    references = [load(setup, path) for path in retrained or ()]
+    if experiment is None:
+        settings = _alone(given, ids) | settings
+    else:
+        settings = _of(experiment, given, forget, ids, bool(retrained)) | settings
     with Progress() as progress:
-        session = setup.session((progress,))
-        candidates += api.references(references or setup.recipe, split, session, setup.retrained)
-        report = api.compare(setup.name, [*candidates, *judged], split, setup.task, session, setup.metrics)
+        report = foreign.audit(
+            original,
+            unlearned,
+            retrained=retrained or (),
+            callbacks=(progress,),
+            cache=directory / "store",
+            **settings,
+        )
     save(report, directory)
     show(report, directory)
+    if not report.tables[0].by_role("retrained"):
+        print(NO_RETRAINED)
 
 
-def _judged(setup: Experiment, paths: Sequence[Path]) -> Iterator[Candidate]:
-    from expunge.cli.inputs import load
-    from expunge.evaluation.evaluate import Candidate
+def _alone(given: Mapping[str, Any], ids: Tensor) -> dict[str, Any]:
+    """What an audit needs, from the options alone."""
+    from expunge import config, foreign
+    from expunge.cli.inputs import inline
+    from expunge.data.split import Split
+    from expunge.training.engine import Engine
 
-    seen: dict[str, int] = {}
-    for path in paths:
-        name = f"unlearned {path.stem}" if path.stem.startswith(("original", "retrained")) else path.stem
-        seen[name] = seen.get(name, 0) + 1
-        yield Candidate(name if seen[name] == 1 else f"{name} {seen[name]}", "unlearned", load(setup, path))
+    if "data" not in given:
+        raise ConfigError("give --data, or an experiment file as the first argument.", "data")
+    if "trainings" in given and "train" not in given:
+        raise ConfigError("says how many models --train trains, and there is no --train.", "trainings")
+    if "train" in given and "model" not in given:
+        raise ConfigError("needs --model, the network to train.", "train")
+    values = {name: inline(name, given[name]) for name in ("data", "model", "task", "train") if name in given}
+    sourced = foreign.read_data(values["data"])
+    task = foreign.read_task(values.get("task"), sourced.train)
+    if "task" not in given:
+        classes = getattr(task, "classes", "?")
+        print(f"Task: classification, {classes} classes counted in the training labels; else give --task.")
+    engine = {name.removeprefix("engine."): given[name] for name in given if name.startswith("engine.")}
+    return {
+        "split": Split.from_ids(sourced.train, ids, test=sourced.test),
+        "task": values.get("task"),
+        "model": values.get("model"),
+        "train": values.get("train"),
+        "trainings": given.get("trainings", 3),
+        "seed": given.get("seed", 0),
+        "engine": config.parse(Engine, engine, "engine"),
+        "name": "evaluation",
+    }
+
+
+def _of(
+    experiment: str, given: Mapping[str, Any], forget: Path, ids: Tensor, retrained: bool
+) -> dict[str, Any]:
+    """What an audit needs, from an experiment file."""
+    from expunge.cli.inputs import narrowed
+    from expunge.searches.given import Given
+
+    if given:
+        raise ConfigError(f"the experiment file decides it. Change it in '{experiment}'.", next(iter(given)))
+    setup = narrowed(experiment, None, Given(path=forget))
+    return {
+        "split": setup.split(ids),
+        "task": setup.task,
+        "model": setup.model,
+        "train": setup.train,
+        "trainings": 0 if retrained else setup.retrained,
+        "metrics": setup.metrics,
+        "controls": setup.controls,
+        "margins": setup.margins,
+        "seed": setup.seed,
+        "engine": setup.engine,
+        "name": setup.name,
+    }

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from expunge.errors import RunError
+from expunge.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 
 
 def narrowed(
-    source: str, model: Path, search: Search, methods: Mapping[str, Method] | None = None
+    source: str, model: Path | None, search: Search, methods: Mapping[str, Method] | None = None
 ) -> Experiment:
     """The experiment with these weights, one forget set and no other methods than these, checked.
+
+    ``model`` is None where what is to be judged is read later.
 
     Raises:
         ExpungeError: whatever is wrong with any of it.
@@ -46,6 +48,36 @@ def load(experiment: Experiment, weights: Path) -> nn.Module:
     return model.eval()
 
 
+def inline(option: str, text: str | None) -> Any:
+    """The value of an option that may be YAML: ``small_cnn``, ``{kind: small_cnn, width: 8}``.
+
+    Raises:
+        ConfigError: it is not YAML.
+    """
+    from expunge import config
+
+    if text is None or not text.lstrip().startswith(("{", "[")):
+        return text
+    try:
+        return config.override({}, [f"value={text}"])["value"]
+    except ConfigError:
+        raise ConfigError(
+            f"{text!r} is not valid YAML. Quote it as a whole: '{{key: value}}'.", option
+        ) from None
+
+
+def listed(option: str, text: str) -> list[Any]:
+    """The values of an option that is a list: ``svc,accuracy``, ``svc,{kind: accuracy, part: test}``.
+
+    Raises:
+        ConfigError: it is not YAML, or names nothing.
+    """
+    found = inline(option, text if text.lstrip().startswith("[") else f"[{text}]")
+    if not isinstance(found, list) or not found:
+        raise ConfigError("name at least one.", option)
+    return found
+
+
 def writable(path: Path) -> None:
     """Makes the folder of an output file, before hours of work turn out to have nowhere to go.
 
@@ -60,4 +92,6 @@ def writable(path: Path) -> None:
         if path.is_dir():
             raise IsADirectoryError(0, "it is a folder")
     except OSError as error:
-        raise RunError(f"cannot write '{path}': {error.strerror}. Choose another with --output.") from None
+        raise RunError(
+            f"cannot write '{path}': {error.strerror}. Choose another place with --directory or --output."
+        ) from None

@@ -22,4 +22,5 @@ def show(report: Report, directory: Path) -> None:
         print(report)
     print(f"\nReport: {directory / 'report.html'}")
     print(f"Table:  {directory / 'table.csv'}")
+    print(f"Card:   {directory / 'card.md'}")
     print(f"Result: {directory / 'result.json'}")

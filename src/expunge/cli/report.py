@@ -17,7 +17,7 @@ def command(
 ) -> None:
     """Prints the tables of a finished run and writes its report anew.
 
-    Nothing is computed: report.html and table.csv are made from the result.json in the directory.
+    Nothing is computed: report.html, table.csv and card.md are made from the result.json in the directory.
     """
     from expunge.cli.output import show
     from expunge.evaluation.report import Report
@@ -25,4 +25,5 @@ def command(
     report = Report.read(directory / "result.json")
     report.to_html(directory / "report.html")
     report.to_csv(directory / "table.csv")
+    report.to_card(directory / "card.md")
     show(report, directory)

@@ -47,7 +47,7 @@ class DataSource(ABC):
 sources: Registry[DataSource] = Registry(
     "data set",
     DataSource,  # type: ignore[type-abstract]
-    ("expunge.data.builtin", "expunge.data.images", "expunge.data.files"),
+    ("expunge.data.builtin", "expunge.data.images", "expunge.data.files", "expunge.data.poison"),
 )
 
 

@@ -31,12 +31,7 @@ def classes(evidence: Evidence) -> list[dict[str, Any]]:
             return []
         for label in groups.unique().tolist():
             values = scores[groups == label]
-            binary = bool(((values == 0) | (values == 1)).all())
-            low, high = (
-                statistics.rate(int(values.sum()), len(values))
-                if binary
-                else statistics.mean(values.numpy()) or (None, None)
-            )
+            low, high = statistics.interval(values.numpy()) or (None, None)
             found.append(
                 {
                     "part": part,

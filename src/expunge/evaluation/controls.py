@@ -32,7 +32,7 @@ class Constant(nn.Module):
 
     def forward(self, first: Tensor, *_: object, **__: object) -> Tensor:
         shape = first.shape[:2] if self.positions else first.shape[:1]
-        return self.answer.expand(*shape, *self.answer.shape)
+        return self.answer.expand(*shape, *self.answer.shape).clone()
 
 
 def control(name: str, original: Subject, session: Session, part: str = "test") -> nn.Module:
@@ -65,13 +65,15 @@ def constant(original: Subject, part: str) -> Constant:
     return Constant(outputs.mean((0, 1) if sequence else 0), positions=sequence).eval()
 
 
-def floor(original: Subject, part: str) -> float:
-    """The task's score of the constant model on one part, from the outputs at hand."""
+def floors(original: Subject, part: str) -> dict[str, float]:
+    """Score (``accuracy``) and ``loss`` of the constant model on one part, from the outputs at hand."""
     reading, data = original.read(part), original.parts[part]
     answer = constant(original, part).answer.detach()
     (batch,) = data.batches([torch.arange(len(data))], device="cpu")
     batch = original.task.prepare(batch, None)
-    return float(original.task.score(answer.expand_as(reading.outputs), batch).double().mean())
+    outputs = answer.expand_as(reading.outputs)
+    score, loss = original.task.score(outputs, batch), original.task.loss(outputs, batch)
+    return {"accuracy": float(score.double().mean()), "loss": float(loss.double().mean())}
 
 
 def _shuffled(model: nn.Module, generator: torch.Generator) -> nn.Module:

@@ -94,8 +94,9 @@ class Evaluation:
         session: Session,
         shadows: Shadows | None = None,
     ) -> None:
-        self.candidates, self.task, self.session, self.shadows = candidates, task, session, shadows
+        self.candidates, self.task, self.session = candidates, task, session
         self.parts = split.parts()
+        self.shadows = None if shadows is None else shadows.on(self.parts)
         self.subjects = {
             c.name: Subject(c.name, c.model, self.parts, task, session)
             for c in candidates
@@ -132,28 +133,25 @@ class Evaluation:
             worst=breakdown.worst(evidence),
         )
 
-    def control(self, name: str) -> Candidate:
-        """One of the controls, made from the original; the session's recipe trains nothing for it."""
-        return Candidate(name, "control", controls.control(name, self.original, self.session, self._part))
-
-    def add(self, candidate: Candidate) -> None:
-        """A further candidate whose row may be asked for."""
-        assert candidate.model is not None
-        self.candidates = [*self.candidates, candidate]
-        self.subjects[candidate.name] = Subject(
-            candidate.name, candidate.model, self.parts, self.task, self.session
-        )
+    def candidate(self, name: str) -> Candidate:
+        """The candidate of that name, or the control of that name, made from the original."""
+        for found in self.candidates:
+            if found.name == name:
+                return found
+        model = controls.control(name, self.original, self.session, self._part)
+        self.subjects[name] = Subject(name, model, self.parts, self.task, self.session)
+        return Candidate(name, "control", model)
 
     @property
     def _part(self) -> str:
         return "test" if "test" in self.parts else "retain"
 
-    def floor(self) -> float | None:
-        """The utility of always giving one answer; None where the original's outputs cannot be used."""
+    def floors(self) -> dict[str, float]:
+        """Score and loss of always giving one answer; empty where the original's outputs cannot be used."""
         try:
-            return controls.floor(self.original, self._part)
+            return controls.floors(self.original, self._part)
         except ExpungeError:
-            return None
+            return {}
 
     def evidence(self, candidate: Candidate) -> Evidence:
         """What the metrics of one candidate may read."""

@@ -61,7 +61,9 @@ class Subject:
         self.task = task
         self.session = session
         self.scores: dict[object, Score] = {}
+        self.kept: dict[object, tuple[float, ...]] = {}  # what attacks that share runs found in each
         self._readings: dict[str, Reading] = {}
+        self._layers: dict[tuple[str, tuple[str, ...], int], dict[str, Tensor]] = {}
         self._spoilt: dict[str, str] = {}
 
     def read(self, part: str) -> Reading:
@@ -77,7 +79,7 @@ class Subject:
             self._readings[part] = self._forward(part)
         reading = self._readings[part]
         if part not in self._spoilt:
-            self._spoilt[part] = _spoilt(reading, self.parts[part], part)
+            self._spoilt[part] = _spoilt(reading, self.parts[part], part, self.name)
         if self._spoilt[part]:
             raise DataError(self._spoilt[part])
         return reading
@@ -85,9 +87,50 @@ class Subject:
     def features(self, part: str, module: str | None = None) -> Tensor:
         """The penultimate representation ``(N, D)``, or the input of a named module."""
         data = self.parts[part]
-        with features.captured(self.model, module) as found:
+        with features.captured(self._placed, module) as found:
             self._outputs(data, keep=False)
         return features.flat(found).float().cpu()
+
+    def layers(self, part: str, names: tuple[str, ...], limit: int = 1000) -> dict[str, Tensor]:
+        """The inputs of named modules, each ``(n, C)``, all from one forward pass made once.
+
+        Feature maps and sequences are averaged over their pixels or positions (padding left out). Only
+        ``features.sampled(N, limit)`` of the part's examples are looked at.
+
+        Raises:
+            MissingEvidence: the split has no such part.
+            Unsupported: the model has no such module, or does not use it.
+            DataError: an activation is NaN or infinite.
+        """
+        if part not in self.parts:
+            raise MissingEvidence(f"there is no {part} data. Give the split {part}=….")
+        key = (part, names, limit)
+        if key not in self._layers:
+            data = self.parts[part]
+            chosen = data if len(data) <= limit else data.subset(data.ids[features.sampled(len(data), limit)])
+            self._layers[key] = self._activations(chosen, names)
+        for name, values in self._layers[key].items():
+            if not torch.isfinite(values).all():
+                raise DataError(f"the inputs of '{name}' are NaN or infinite for some {part} examples.")
+        return self._layers[key]
+
+    def _activations(self, data: Data, names: tuple[str, ...]) -> dict[str, Tensor]:
+        engine, rows = self.session.engine, dict[str, list[Tensor]]()
+        order = fixed_order(len(data), BATCH_SIZE)
+        with engine.frozen(self._placed) as model, features.watched(model, names) as found:
+            for batch in data.batches(order, device=engine.torch_device):
+                batch = self.task.prepare(batch, None)
+                with engine.autocast():
+                    self.task.outputs(model, batch)
+                for name in names:
+                    if name not in found:
+                        raise Unsupported(
+                            f"the model never calls '{name}' with a tensor. Name another module."
+                        )
+                    rows.setdefault(name, []).append(
+                        features.pooled(found[name], batch.get("attention_mask")).cpu()
+                    )
+        return {name: torch.cat(values) for name, values in rows.items()}
 
     def _forward(self, part: str) -> Reading:
         rows = self._outputs(self.parts[part], keep=True)
@@ -116,7 +159,7 @@ class Subject:
             task.log_likelihood(outputs, batch),
             task.margin(outputs, batch),
         )
-        return tuple(value.cpu() for value in values)
+        return tuple(value.detach().cpu() for value in values)
 
     @cached_property
     def _placed(self) -> nn.Module:
@@ -210,7 +253,7 @@ class Evidence:
         return self.task.prepare(batch, None)
 
 
-def _spoilt(reading: Reading, data: Data, part: str) -> str:
+def _spoilt(reading: Reading, data: Data, part: str, name: str) -> str:
     """Why a reading cannot be used, in a sentence; empty where it can."""
     if torch.isfinite(reading.outputs.sum() + reading.loss.sum()):
         return ""  # a finite sum has finite terms
@@ -219,6 +262,6 @@ def _spoilt(reading: Reading, data: Data, part: str) -> str:
         return ""
     first = int(data.ids[bad.nonzero()[0, 0]])
     return (
-        f"the model's outputs or losses are NaN or infinite for {int(bad.sum())} of {len(bad)} {part} "
+        f"the outputs or losses of '{name}' are NaN or infinite for {int(bad.sum())} of {len(bad)} {part} "
         f"examples (the first is {first}). Train it again, with a lower learning rate."
     )

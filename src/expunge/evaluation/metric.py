@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import torch
 
-from expunge.errors import ExpungeError
+from expunge.errors import ConfigError, ExpungeError
 from expunge.evaluation import statistics
 from expunge.evaluation.evidence import Evidence
 from expunge.evaluation.score import Score, Target, Unit
@@ -49,7 +49,7 @@ class Metric(ABC):
         try:
             score = evidence.score(self)
             error, df = _error(self, score, evidence)
-            return replace(score, error=error, df=df)
+            return replace(score, error=error, df=df, metric=_registered(self))
         except ExpungeError as error:
             name, part, variant = self.labels(evidence)
             return Score(
@@ -61,7 +61,16 @@ class Metric(ABC):
                 target=self.target,
                 unit=self.counts(),
                 reason=str(error),
+                metric=_registered(self),
             )
+
+
+def _registered(metric: Metric) -> str:
+    """Its name in the registry; empty for a metric that was handed over without being registered."""
+    try:
+        return metrics.name_of(metric)
+    except ConfigError:
+        return ""
 
 
 def _error(metric: Metric, score: Score, evidence: Evidence) -> tuple[float | None, float | None]:
@@ -78,18 +87,21 @@ def _error(metric: Metric, score: Score, evidence: Evidence) -> tuple[float | No
     others = [other for other in evidence.retrained if other is not evidence.subject]
     if mine is None or not others or len(mine) < 2 or score.part not in evidence.parts:
         return plain
-    found = [evidence.of(other).score(metric).per_example for other in others]
+    try:
+        found = [evidence.of(other).score(metric).per_example for other in others]
+    except ExpungeError:
+        return plain  # their own rows say why
     values = [value.double() for value in found if value is not None and value.shape == mine.shape]
     if len(values) < len(others):
         return plain
     differences = mine.double() - torch.stack(values).mean(0)
     clusters = evidence.clusters(score.part)
-    groups = len(mine) if clusters is None else len(clusters.unique())
-    if groups < 2:
+    if clusters is not None and len(clusters.unique()) < 2:
         return plain
     binary = all(bool(((v == 0) | (v == 1)).all()) for v in (mine, *values))
     error = statistics.standard_error(differences.numpy(), clusters, agreements=binary)
-    return error, float(groups - 1)
+    df = float(len(mine) - 1) if clusters is None else statistics.degrees_of_freedom(clusters)
+    return error, df
 
 
 metrics: Registry[Metric] = Registry(

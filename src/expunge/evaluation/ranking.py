@@ -7,9 +7,11 @@ one answer.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-from expunge.evaluation.table import COSTS, Row, Table
+from expunge.evaluation.score import Score
+from expunge.evaluation.table import COSTS, HEADROOM, Row, Table
 
 UTILITY_KEPT = 0.8
 """The fraction of the retrained models' utility above the floor that a ranked model must have."""
@@ -41,33 +43,47 @@ class Place:
 
 
 def utility(table: Table) -> str | None:
-    """The id of the task's score on test examples, else on retained ones."""
-    columns = table.columns()
-    for part in ("test", "retain"):
-        for id_, score in columns.items():
-            if score.part == part and score.unit == "fraction" and score.name not in ("membership",):
-                return id_
+    """The id of what tells whether a model still does its task, on test examples or else retained ones.
+
+    The task's score where retraining and always giving one answer are more than two noise units apart
+    on it, else the loss where they are.
+    """
+    for metric in ("accuracy", "loss"):
+        for part in ("test", "retain"):
+            for id_, score in table.columns().items():
+                anchor = table.anchors.get(id_)
+                if anchor is None or score.part != part or _measures(score) != metric:
+                    continue
+                room = abs(anchor.retrained - _floor(table, id_, metric))
+                if HEADROOM * anchor.noise < room < math.inf:
+                    return id_
     return None
 
 
+def _measures(score: Score) -> str:
+    """``accuracy`` for the task's score, ``loss`` for the loss; results of before had no registry names."""
+    if score.metric:
+        return score.metric
+    return "accuracy" if score.unit == "fraction" and score.name != "membership" else score.name
+
+
 def broken(table: Table, row: Row) -> str | None:
-    """Why a model no longer does its task, in words; None for one that does.
+    """Why a model is not ranked, in words: it no longer does its task. None for one that does.
 
     ``(u − floor) / (u_retrained − floor) < UTILITY_KEPT``: the floor is the utility of always giving
-    one answer, or of the best control in the table if that is higher.
+    one answer, or of the best control in the table if that is better.
     """
     id_ = utility(table)
-    anchor = table.anchors.get(id_) if id_ is not None else None
-    score = row.scores.get(id_) if id_ is not None else None
-    if anchor is None or score is None or id_ is None:
-        return None
-    if score.reason:
-        return f"its {score.title} could not be computed"
-    controls = [item.scores[id_].value for item in table.by_role("control") if id_ in item.scores]
-    floor = max([table.floor or 0.0, *(value for value in controls if value == value)])
+    if id_ is None:
+        return "the table has no utility (accuracy or loss on test) by which a broken model could be told"
+    anchor, score = table.anchors[id_], row.scores.get(id_)
+    if score is None or score.reason:
+        return f"its {anchor.title} could not be computed"
+    measures = _measures(score)
+    floor = _floor(table, id_, measures)
     room = anchor.retrained - floor
-    if room <= 0:
-        return f"on {score.title} retraining is no better than giving always one answer"
+    if (room <= 0) == (measures == "accuracy"):
+        return f"on {score.title} retraining is no better than always giving one answer"
     kept = (score.value - floor) / room
     if kept >= UTILITY_KEPT:
         return None
@@ -75,6 +91,16 @@ def broken(table: Table, row: Row) -> str | None:
         f"it keeps {max(kept, 0.0):.0%} of the {score.title} that retraining has above always giving one "
         f"answer; {UTILITY_KEPT:.0%} are needed to be ranked"
     )
+
+
+def _floor(table: Table, id_: str, metric: str) -> float:
+    """What always giving one answer scores, or the best control."""
+    values = [table.floors[metric]] if metric in table.floors else []
+    found = [row.scores[id_] for row in table.by_role("control") if id_ in row.scores]
+    values += [score.value for score in found if not score.reason]
+    if metric == "loss":
+        return min(values, default=math.inf)
+    return max(values, default=0.0)
 
 
 def ranking(table: Table, id_: str) -> list[Place]:

@@ -75,3 +75,15 @@ class Report:
         from expunge.report import tables
 
         return tables.write_csv(self, Path(path))
+
+    def to_markdown(self) -> str:
+        """The model card: what was forgotten, verdicts, attacks tried, limits, how to reproduce."""
+        from expunge.report import card
+
+        return card.to_markdown(self)
+
+    def to_card(self, path: str | Path) -> Path:
+        """Writes the model card as Markdown and returns its path."""
+        from expunge.report import card
+
+        return card.write(self, Path(path))

@@ -10,7 +10,8 @@ from typing import Any, Literal
 from torch import Tensor
 
 Target = Literal["high", "low", "retrained"]
-Unit = Literal["fraction", "nats", "steps", "seconds", "ratio", "MiB"]
+Unit = Literal["fraction", "nats", "steps", "seconds", "ratio", "MiB", "units", "index"]
+"""``units`` are those of the targets; an ``index`` is a pure number that is no fraction of a whole."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,8 @@ class Score:
         details: what a table or chart shows of the score beside its value; plain JSON. Known keys:
             ``roc`` (points ``[fpr, tpr]``), ``curve`` (points ``[x, y]`` with ``x_label`` and
             ``y_label``), ``layers`` (name to value), ``note`` (a sentence for the reader).
+        metric: what the metric is registered as, ``"svc"``; empty where it is not. ``Metric.__call__``
+            fills it in.
         per_example: the value of each example, ``(n,)``, where there is one. Not written to JSON.
     """
 
@@ -54,6 +57,7 @@ class Score:
     df: float | None = None
     perfect: float | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
+    metric: str = ""
     per_example: Tensor | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -87,6 +91,7 @@ class Score:
             "df": self.df,
             "perfect": self.perfect,
             "details": dict(self.details),
+            "metric": self.metric,
         }
 
     @classmethod

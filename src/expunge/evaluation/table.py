@@ -109,9 +109,10 @@ class Table:
         overlap: fraction of the forget set shared with another choice of the same size, by its name.
         bins: edges of the loss histograms, in nats.
         pictures: ``{"id", "label", "png"}`` of some forget examples, PNG in base64.
-        margins: what differences are negligible, by a metric's id or name; elsewhere it is three times
-            the noise.
-        floor: the utility of always giving one answer, on the test examples.
+        margins: what differences are negligible, by a metric's id or name; elsewhere it is
+            ``verdict.MARGIN`` times the noise.
+        floors: ``accuracy`` (the task's score) and ``loss`` of always giving one answer, on the test
+            examples or, without any, on the retained ones.
         names: names of the classes, by label.
     """
 
@@ -125,7 +126,7 @@ class Table:
     bins: list[float] = field(default_factory=list)
     pictures: list[dict[str, str]] = field(default_factory=list)
     margins: dict[str, float] = field(default_factory=dict)
-    floor: float | None = None
+    floors: dict[str, float] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
 
     def by_role(self, role: Role) -> tuple[Row, ...]:
@@ -180,9 +181,11 @@ class Table:
 
     def margin(self, id_: str) -> float:
         """The difference that counts as negligible: the stated one, else ``MARGIN`` × the noise."""
-        anchor = self.anchors[id_]
-        stated = self.margins.get(id_, self.margins.get(id_.split(".")[0].replace(" ", "_")))
-        return stated if stated is not None else verdict.MARGIN * anchor.noise
+        stated = self._stated(id_)
+        return stated if stated is not None else verdict.MARGIN * self.anchors[id_].noise
+
+    def _stated(self, id_: str) -> float | None:
+        return self.margins.get(id_, self.margins.get(id_.split(".")[0].replace(" ", "_")))
 
     def verdicts(self, row: Row) -> Mapping[str, Verdict]:
         """Equivalent, different or inconclusive, for each metric of a row that has an anchor.
@@ -196,7 +199,8 @@ class Table:
             for id_, anchor in self.anchors.items():
                 score = row.scores.get(id_)
                 if score is not None and not score.reason:
-                    compared[id_] = _comparison(score, anchor, self.margin(id_))
+                    relative = self._stated(id_) is None
+                    compared[id_] = _comparison(score, anchor, self.margin(id_), relative)
             self._verdicts[row.name] = verdict.judge(compared)
         return self._verdicts[row.name]
 
@@ -215,7 +219,7 @@ class Table:
             "bins": self.bins,
             "pictures": self.pictures,
             "margins": self.margins,
-            "floor": self.floor,
+            "floors": self.floors,
             "names": self.names,
             "rows": [
                 {
@@ -270,7 +274,7 @@ def _anchor(original: Score, references: list[Score]) -> Anchor:
     )
 
 
-def _comparison(score: Score, anchor: Anchor, margin: float) -> Comparison:
+def _comparison(score: Score, anchor: Anchor, margin: float, relative: bool) -> Comparison:
     return Comparison(
         value=score.value,
         retrained=anchor.values,
@@ -278,4 +282,5 @@ def _comparison(score: Score, anchor: Anchor, margin: float) -> Comparison:
         df=max(score.df or 1.0, 1.0),
         n=max(score.n, 1),
         margin=margin,
+        relative=relative,
     )

@@ -17,6 +17,9 @@ from expunge.report.style import INK, MUTED, ORIGINAL, RETRAINED
 
 HATCH = "#8d8a85"
 
+WIDE = 10
+"""With more metrics than this a heat map has the models across."""
+
 Marks = dict[str, tuple[str, str]]
 """Colour and marker of each method, the same in all charts of a report."""
 
@@ -40,7 +43,7 @@ def marks(report: Report) -> Marks:
 def mark(row: Row, given: Marks) -> tuple[str, str]:
     if row.role == "unlearned":
         return given[row.name]
-    return (ORIGINAL, "D") if row.role == "original" else (RETRAINED, "o")
+    return {"original": (ORIGINAL, "D"), "control": (MUTED, "x")}.get(row.role, (RETRAINED, "o"))
 
 
 def shown(name: str, limit: int = 26) -> str:
@@ -150,16 +153,21 @@ def _tile(table: Table, column: Column | None, row: Row | None) -> Tile:
 
 
 def distances(table: Table, name: str) -> str | None:
-    """The distance of every model from retraining on every metric, in units of noise."""
+    """The distance of every model from retraining on every metric, in units of noise.
+
+    Many metrics stand below each other, few beside each other.
+    """
     columns = [c for c in layout.columns(table).values() if c.anchor and not c.is_cost]
-    rows = [row for row in table.rows if row.role != "retrained"]
+    rows = [row for row in layout.rows(table) if row.role != "retrained"]
     if not columns or not rows:
         return None
     tiles = [[_distance_tile(table, row, column) for column in columns] for row in rows]
+    names, description = [row.name for row in rows], "distance from retraining in units of noise"
+    if len(columns) > WIDE:
+        across = [list(line) for line in zip(*tiles, strict=True)]
+        return _heat_map([column.heading for column in columns], names, across, name, description, limit=44)
     heading = [f"{column.label}\n{column.variant}" if column.variant else column.label for column in columns]
-    return _heat_map(
-        [row.name for row in rows], heading, tiles, name, "distance from retraining in units of noise"
-    )
+    return _heat_map(names, heading, tiles, name, description)
 
 
 def _distance_tile(table: Table, row: Row, column: Column) -> Tile:
@@ -172,12 +180,17 @@ def _distance_tile(table: Table, row: Row, column: Column) -> Tile:
 
 
 def _heat_map(
-    rows: list[str], columns: list[str], tiles: list[list[Tile]], name: str, description: str
+    rows: list[str],
+    columns: list[str],
+    tiles: list[list[Tile]],
+    name: str,
+    description: str,
+    limit: int = 26,
 ) -> str:
     tall = max(len(column) for heading in columns for column in heading.split("\n"))
     slanted = tall > 11 and len(columns) > 4
     with style.style():
-        width = 1.9 + len(columns) * (0.74 if slanted else 1.15)
+        width = (1.9 if limit < 40 else 2.7) + len(columns) * (0.74 if slanted else 1.15)
         drawn = style.figure(width, 0.42 + 0.3 * len(rows) + (0.055 * tall if slanted else 0))
         axes = drawn.add_subplot()
         for y, line in enumerate(tiles):
@@ -190,7 +203,7 @@ def _heat_map(
         if slanted:
             for label in axes.get_xticklabels():
                 label.set(rotation=40, ha="left", rotation_mode="anchor")
-        axes.set_yticks([i + 0.5 for i in range(len(rows))], [shown(row) for row in rows])
+        axes.set_yticks([i + 0.5 for i in range(len(rows))], [shown(row, limit) for row in rows])
         axes.tick_params(length=0, labelcolor=INK, labelsize=8.5)
         axes.grid(visible=False)
         for spine in axes.spines.values():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,30 @@ from markupsafe import Markup, escape
 
 from expunge.evaluation.report import Report
 from expunge.evaluation.table import HEADROOM, Row, Table
-from expunge.report import charts, layout, summary, trade_off, wording
+from expunge.evaluation.verdict import MARGIN
+from expunge.report import (
+    breakdown,
+    charts,
+    curves,
+    guide,
+    layout,
+    standing,
+    summary,
+    trade_off,
+    verdicts,
+    wording,
+)
+from expunge.report.breakdown import ClassTable, ExampleList
 from expunge.report.charts import Marks, Panel
 from expunge.report.files import write_whole
-from expunge.report.layout import Cell, Group
+from expunge.report.layout import Cell, Column, Footing, Group
 from expunge.report.summary import Finding
 
+ACROSS = 5
+"""Columns of a table side by side."""
+
 _BADGES = {
+    "not ranked": "none ranked",
     "nearest": "nearest",
     "tie": "tie",
     "unclear": "not told apart",
@@ -40,6 +57,7 @@ class Line:
     row: Row
     first: bool
     cells: list[Cell | None]
+    footings: list[Footing]
 
 
 @dataclass(frozen=True)
@@ -49,20 +67,39 @@ class Grid:
 
 
 @dataclass(frozen=True)
+class Ranked:
+    """One line of the ranking; ``rank`` is empty for a model that is not ranked."""
+
+    row: Row
+    rank: str
+    value: str
+    interval: str
+    verdicts: str
+    excluded: str | None
+
+
+@dataclass(frozen=True)
 class Section:
     """All that the page says of one forget set."""
 
     id: str
     table: Table
     finding: Finding
+    ranking: list[Ranked]
     grids: list[Grid]
+    notes: list[tuple[str, str]]
     no_headroom: list[tuple[str, str]]
     not_computed: list[tuple[str, str]]
     failed: list[tuple[str, str]]
     trade_off: Markup | None
     distances: Markup | None
     cost: Markup | None
+    roc: Markup | None
+    relearning: Markup | None
+    depth: Markup | None
     histograms: list[Panel]
+    classes: list[ClassTable]
+    examples: list[ExampleList]
     methods: str
 
     @property
@@ -94,6 +131,8 @@ def render(report: Report) -> str:
     )
     environment.filters["counted"] = wording.counted
     environment.filters["soft"] = _soft
+    environment.filters["prose"] = _prose
+    environment.globals.update(word=verdicts.word, full=verdicts.full)
     given = charts.marks(report)
     configuration, facts = _provenance(report.provenance)
     return environment.get_template("report.html.j2").render(
@@ -101,9 +140,11 @@ def render(report: Report) -> str:
         overview=summary.overview(report),
         caveat=summary.CAVEAT,
         noise=f"{HEADROOM:g}",
+        margin=f"{MARGIN:g}",
         sections=[_section(table, f"set-{i + 1}", given) for i, table in enumerate(report.tables)],
         average_gaps=_safe(charts.average_gaps(report, "gaps")),
         methods=list(given),
+        guide=guide.entries(report, _headings(report)),
         configuration=configuration,
         facts=facts,
     )
@@ -114,24 +155,64 @@ def _section(table: Table, id_: str, given: Marks) -> Section:
         id=id_,
         table=table,
         finding=summary.finding(table),
-        grids=[_grid(table, group) for group in layout.groups(table)],
+        ranking=_ranking(table),
+        grids=[_grid(table, part) for group in layout.groups(table) for part in _parts(group)],
+        notes=list(layout.notes(table)),
         no_headroom=list(layout.no_headroom(table)),
         not_computed=list(layout.not_computed(table)),
         failed=list(layout.failed(table)),
         trade_off=_safe(trade_off.trade_off(table, given, f"{id_}-trade")),
         distances=_safe(charts.distances(table, f"{id_}-far")),
         cost=_safe(charts.cost(table, given, f"{id_}-cost")),
+        roc=_safe(curves.roc(table, given, f"{id_}-roc")),
+        relearning=_safe(curves.relearning(table, given, f"{id_}-relearn")),
+        depth=_safe(curves.depth(table, given, f"{id_}-depth")),
         histograms=charts.histograms(table, given, f"{id_}-loss"),
+        classes=breakdown.classes(table),
+        examples=breakdown.examples(table),
         methods=_yaml({row.name: row.method for row in table.rows if row.method}),
     )
 
 
-def _grid(table: Table, group: Group) -> Grid:
+def _ranking(table: Table) -> list[Ranked]:
+    """The ranked models, then those that are not with the reason, then doing nothing."""
+    found = standing.standing(table)
     lines = []
-    for index, row in enumerate(table.rows):
-        first = index > 0 and table.rows[index - 1].role != row.role
-        lines.append(Line(row, first, [layout.cell(table, row, column) for column in group.columns]))
+    for place in [*found.places, *([found.original] if found.original and found.places else [])]:
+        counted = verdicts.tally(table, place.row)
+        words = counted.words if counted else ""
+        place_of = (found.rank(place), found.value(place), found.interval(place))
+        lines.append(Ranked(place.row, *place_of, words, place.excluded))
+    return lines
+
+
+def _parts(group: Group) -> Iterator[Group]:
+    """A group as tables that need no scrolling, of like width."""
+    count = len(group.columns)
+    width = -(-count // -(-count // ACROSS))
+    for start in range(0, count, width):
+        title = group.title + (" (continued)" if start else "")
+        yield Group(title, group.columns[start : start + width])
+
+
+def _grid(table: Table, group: Group) -> Grid:
+    rows = layout.rows(table)
+    footings = layout.footings(table, group.columns)
+    lines = []
+    for index, row in enumerate(rows):
+        first = index > 0 and rows[index - 1].role != row.role
+        last = index + 1 == len(rows) or rows[index + 1].role != row.role
+        footed = footings if last and row.role == "retrained" else []
+        lines.append(Line(row, first, [layout.cell(table, row, column) for column in group.columns], footed))
     return Grid(group, lines)
+
+
+def _headings(report: Report) -> dict[str, str]:
+    """What the tables call their columns, by id."""
+    found: dict[str, Column] = {}
+    for table in report.tables:
+        found = {**layout.columns(table), **found}
+    return {id_: column.heading for id_, column in found.items()}
 
 
 def _safe(svg: str | None) -> Markup | None:
@@ -142,6 +223,14 @@ def _safe(svg: str | None) -> Markup | None:
 def _soft(name: str) -> Markup:
     """A name that may break after an underscore, a dot or a slash, and nowhere else."""
     return Markup(re.sub(r"(?<=[_./])", "<wbr>", str(escape(name))))
+
+
+def _prose(text: str) -> Markup:
+    """Text of a docstring: escaped, with what stands between double backquotes as code."""
+    return Markup("").join(
+        Markup("<code>{}</code>").format(piece) if code else Markup(escape(piece))
+        for code, piece in guide.pieces(text)
+    )
 
 
 def _provenance(provenance: Mapping[str, Any]) -> tuple[str, list[tuple[str, list[tuple[str, str]]]]]:

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
 
 from expunge.evaluation.score import Score
-from expunge.evaluation.table import HEADROOM, Anchor, Row, Table
-from expunge.report import wording
+from expunge.evaluation.table import Anchor, Role, Row, Table
+from expunge.evaluation.verdict import Verdict
+from expunge.report import guide, wording
 
-Verdict = Literal["", "within noise", "no headroom", "above", "below"]
+ROLES: tuple[Role, ...] = ("original", "retrained", "unlearned", "control")
+"""In what order the models of a table stand."""
 
 _COST = {"seconds": "time", "ratio": "time ÷ retraining", "MiB": "peak memory"}
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One value as it is printed; ``reason`` instead of a value where there is none."""
+    """One value as it is printed; ``reason`` instead of a value where there is none.
+
+    ``headroom`` is False where doing nothing is within the noise of retraining.
+    """
 
     value: str = ""
     interval: str = ""
     sigma: str = ""
     units: float | None = None
-    verdict: Verdict = ""
+    verdict: Verdict | None = None
+    headroom: bool = True
     reason: str | None = None
     n: int = 0
 
@@ -78,6 +84,20 @@ class Column:
     def quantity(self, value: float) -> str:
         return wording.quantity(value, self.unit, self.digits)
 
+    def difference(self, value: float) -> str:
+        """A signed difference of two values: ``+1.2 points``, ``−0.013 nats``."""
+        text = wording.number(value, self.unit, self.digits, sign=True)
+        return f"{text} {'points' if self.unit == 'fraction' else self.symbol}".rstrip()
+
+
+@dataclass(frozen=True)
+class Footing:
+    """One line under the retrained models, with a text for each column: what a verdict rests on."""
+
+    name: str
+    title: str
+    texts: tuple[str, ...]
+
 
 @dataclass(frozen=True)
 class Group:
@@ -85,6 +105,48 @@ class Group:
 
     title: str
     columns: tuple[Column, ...]
+
+
+def rows(table: Table) -> list[Row]:
+    """The models by role, controls last."""
+    return sorted(table.rows, key=lambda row: ROLES.index(row.role))
+
+
+def footings(table: Table, shown: Sequence[Column]) -> list[Footing]:
+    """The mean of the retrained models with its noise, the headroom, the margin, a perfect unlearner's value.
+
+    Nothing without anchors, and no line that would be empty.
+    """
+    lines = (
+        ("retrained ± noise", "mean of the retrained models, and what two honest retrains differ by", _mean),
+        ("headroom", "how far doing nothing is from retraining, in noise units", _headroom),
+        ("margin", "smaller differences from retraining count as negligible", partial(_margin, table)),
+        ("perfect unlearner", "what an exact unlearner scores at this number of examples", _perfect),
+    )
+    found = [
+        Footing(name, title, tuple(text(column, column.anchor) if column.anchor else "" for column in shown))
+        for name, title, text in lines
+    ]
+    return [footing for footing in found if any(footing.texts)]
+
+
+def _mean(column: Column, anchor: Anchor) -> str:
+    return f"{column.text(anchor.retrained)} ± {column.text(anchor.noise)}"
+
+
+def _headroom(column: Column, anchor: Anchor) -> str:
+    if column.is_cost:
+        return ""
+    distance = wording.sigma(anchor.headroom).replace("+", "")
+    return distance if anchor.has_headroom else f"none ({distance})"
+
+
+def _margin(table: Table, column: Column, anchor: Anchor) -> str:
+    return f"± {column.text(table.margin(anchor.id))}"
+
+
+def _perfect(column: Column, anchor: Anchor) -> str:
+    return "" if anchor.perfect is None else column.text(anchor.perfect)
 
 
 def columns(table: Table) -> dict[str, Column]:
@@ -116,14 +178,20 @@ def average_gap(found: dict[str, Column]) -> Column | None:
 
 
 def groups(table: Table) -> list[Group]:
-    """Utility and the average gap first, then the other evidence, then the cost."""
+    """Utility and the average gap first, then attacks, then the other evidence, then the cost."""
     found = columns(table)
     measure, gap = utility(found), average_gap(found)
     main = [c for c in found.values() if measure and c.score.name == measure.score.name]
     main += [gap] if gap else []
     cost = [c for c in found.values() if c.is_cost]
-    rest = [c for c in found.values() if c not in main and c not in cost]
-    named = (("Forgetting and utility", main), ("Further evidence", rest), ("Cost", cost))
+    attacks = [c for c in found.values() if c not in main and guide.is_attack(c.score)]
+    rest = [c for c in found.values() if c not in (*main, *cost, *attacks)]
+    named = (
+        ("Forgetting and utility", main),
+        ("Attacks", attacks),
+        ("Further evidence", rest),
+        ("Cost", cost),
+    )
     return [Group(title, tuple(members)) for title, members in named if members]
 
 
@@ -140,18 +208,10 @@ def cell(table: Table, row: Row, column: Column) -> Cell | None:
         interval=wording.interval(score.interval, column.unit, column.digits),
         sigma=wording.sigma(units),
         units=units,
-        verdict="" if row.role != "unlearned" else verdict(units, column.has_headroom),
+        verdict=table.verdicts(row).get(column.id),
+        headroom=column.has_headroom,
         n=score.n,
     )
-
-
-def verdict(units: float | None, has_headroom: bool) -> Verdict:
-    """In words, where a model stands; a large distance is one whether or not there is headroom."""
-    if units is None:
-        return ""
-    if abs(units) > HEADROOM:
-        return "above" if units > 0 else "below"
-    return "within noise" if has_headroom else "no headroom"
 
 
 def no_headroom(table: Table) -> Iterator[tuple[str, str]]:
@@ -160,7 +220,10 @@ def no_headroom(table: Table) -> Iterator[tuple[str, str]]:
         sentence = None if column.is_cost else table.no_headroom(column.id)
         if sentence and column.anchor:
             original, retrained = column.text(column.anchor.original), column.text(column.anchor.retrained)
-            yield column.heading, f"{sentence} ({original} against {retrained} {column.symbol})."
+            yield (
+                column.heading,
+                f"{sentence} ({original} against {column.quantity(column.anchor.retrained)}).",
+            )
 
 
 def not_computed(table: Table) -> Iterator[tuple[str, str]]:
@@ -178,6 +241,19 @@ def not_computed(table: Table) -> Iterator[tuple[str, str]]:
             metrics.setdefault(key, []).append(column.heading)
     for (reason, rows), headings in metrics.items():
         yield wording.listing(headings) + (f" of {wording.listing(rows)}" if rows else ""), reason
+
+
+def notes(table: Table) -> Iterator[tuple[str, str]]:
+    """What metrics say of their values beside the numbers; equal notes of several models are said once."""
+    for column in columns(table).values():
+        said: dict[str, list[str]] = {}
+        for row in rows(table):
+            score = row.scores.get(column.id)
+            if score is not None and (note := score.details.get("note")):
+                said.setdefault(str(note), []).append(row.name)
+        for note, names in said.items():
+            everyone = len(names) == sum(column.id in row.scores for row in table.rows)
+            yield column.heading + ("" if everyone else f" of {wording.listing(names)}"), note
 
 
 def failed(table: Table) -> Iterator[tuple[str, str]]:

@@ -1,8 +1,8 @@
 """What the numbers mean, in words, with the doubts they leave.
 
-A method is called nearest to retraining only where doing nothing is far from it, where the method is
-nearer than doing nothing, and where no other method's interval reaches its own. Closeness to
-retraining is evidence about these measurements and is never said to be more.
+A method is called nearest to retraining only where doing nothing is far from it, where the method still
+does its task, is nearer than doing nothing, and where no other method's interval reaches its own.
+Closeness to retraining is evidence about these measurements and is never said to be more.
 """
 
 from __future__ import annotations
@@ -11,12 +11,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from expunge.evaluation.ranking import Place
 from expunge.evaluation.report import Report
-from expunge.evaluation.table import HEADROOM, Row, Table
-from expunge.report import layout, wording
+from expunge.evaluation.table import Row, Table
+from expunge.report import layout, verdicts, wording
 from expunge.report.layout import Column
+from expunge.report.standing import Standing, standing
 
-Kind = Literal["nearest", "tie", "unclear", "not nearer", "no headroom", "no anchors", "no models"]
+Kind = Literal[
+    "nearest", "tie", "unclear", "not nearer", "not ranked", "no headroom", "no anchors", "no models"
+]
 
 CAVEAT = (
     "Being close to retraining on these measurements is evidence, not a guarantee: it speaks of these "
@@ -55,169 +59,147 @@ class Gap:
     text: str
 
 
-@dataclass(frozen=True)
-class Distance:
-    """How far one row is from retraining over all compared metrics, as a fraction."""
-
-    row: Row
-    value: float
-    low: float
-    high: float
-
-    def tied(self, other: Distance) -> bool:
-        return self.low <= other.high and other.low <= self.high
-
-
-@dataclass(frozen=True)
-class _Standing:
-    """All that a finding is made from."""
-
-    table: Table
-    columns: dict[str, Column]
-    original: Distance | None
-    methods: list[Distance]
-
-    @property
-    def leaders(self) -> list[Distance]:
-        return [item for item in self.methods if item.tied(self.methods[0])]
-
-    def quantity(self, distance: Distance) -> str:
-        gap = layout.average_gap(self.columns)
-        digits = gap.digits if gap else 2
-        text = wording.number(distance.value, "fraction", digits)
-        if distance.high > distance.low:
-            text += f" {wording.interval((distance.low, distance.high), 'fraction', digits)}"
-        return f"{text} %"
-
-
 def findings(report: Report) -> list[Finding]:
     return [finding(table) for table in report.tables]
 
 
 def finding(table: Table) -> Finding:
     """The headline of one forget set and the sentences under it."""
-    columns = layout.columns(table)
-    distances = [(row, _distance(table, row, columns)) for row in table.rows]
-    originals = [item for row, item in distances if row.role == "original" and item]
-    methods = sorted(
-        (item for row, item in distances if row.role == "unlearned" and item), key=lambda item: item.value
-    )
-    standing = _Standing(table, columns, originals[0] if originals else None, methods)
-    kind, nearest, headline, basis = _judge(standing)
-    sentences = [_doing_nothing(standing), _floor(standing), basis]
-    if kind in ("nearest", "tie", "unclear") and methods:
-        sentences += [_evidence(standing, methods[0].row), _utility(standing, methods[0].row)]
+    found = standing(table)
+    kind, nearest, headline, basis = _judge(found)
+    sentences = [_doing_nothing(found), _floor(found), basis]
+    if kind in ("nearest", "tie", "unclear") and found.methods:
+        best = found.methods[0].row
+        sentences += [_evidence(found, best), _utility(found, best)]
+    sentences += list(_exclusions(found))
     failures = [name for name, _ in layout.failed(table)]
     if failures:
         sentences.append(f"{wording.listing(failures)} gave no model; the error stands under the table.")
     said = tuple(filter(None, sentences))
-    return Finding(table.name, kind, nearest, headline, basis, said, tuple(_gaps(standing)))
+    return Finding(table.name, kind, nearest, headline, basis, said, tuple(_gaps(found)))
 
 
-def _judge(standing: _Standing) -> tuple[Kind, tuple[str, ...], str, str]:
-    table, methods, original = standing.table, standing.methods, standing.original
+def _dropped(found: Standing) -> list[Place]:
+    """The methods that are left out of the ranking; of controls nothing else is expected."""
+    return [place for place in found.excluded if place.row.role == "unlearned"]
+
+
+def _exclusions(found: Standing) -> Iterator[str]:
+    """Who is not ranked and why; equal reasons are said once."""
+    reasons: dict[str, list[str]] = {}
+    for place in _dropped(found):
+        reasons.setdefault(str(place.excluded), []).append(place.row.name)
+    for reason, names in reasons.items():
+        yield f"{wording.listing(names)} {'is' if len(names) == 1 else 'are'} not ranked: {reason}."
+
+
+def _judge(found: Standing) -> tuple[Kind, tuple[str, ...], str, str]:
+    table, methods, original = found.table, found.methods, found.original
     if not any(row.error is None for row in table.by_role("unlearned")):
         return "no models", (), "No unlearned model to judge", ""
-    if not methods or not table.by_role("retrained"):
+    if not (methods or _dropped(found)) or not table.by_role("retrained"):
         basis = "Without a distance from retraining no method can be called near to it."
         return "no anchors", (), "Nothing to compare with", basis
-    best, leaders = methods[0], standing.leaders
     if not has_headroom(table):
         basis = (
             "Doing nothing is already within the noise of retraining here, so a method that did nothing "
             "would look as good: this set cannot show forgetting and cannot rank the methods."
         )
         return "no headroom", (), "No headroom: nothing can be concluded", basis
+    if not methods:
+        basis = "Only a model that still does its task is ranked: one that lost everything lost this set too."
+        return "not ranked", (), "No method can be ranked", basis
+    best = methods[0]
     if original and best.value >= original.value:
-        basis = f"The smallest average gap of a method, {best.row.name}'s, is {standing.quantity(best)}."
+        basis = f"The smallest average gap of a method, {best.row.name}'s, is {found.quantity(best)}."
         return "not nearer", (), "No method came nearer to retraining than doing nothing", basis
+    return _nearest(found)
+
+
+def _nearest(found: Standing) -> tuple[Kind, tuple[str, ...], str, str]:
+    """Who is nearest where somebody is nearer than doing nothing."""
+    best, leaders = found.methods[0], found.leaders
     names = tuple(item.row.name for item in leaders)
-    if original and best.tied(original):
+    if found.original and best.tied(found.original):
         basis = (
-            f"The smallest average gap is {best.row.name}'s, {standing.quantity(best)}, but its interval "
+            f"The smallest average gap is {best.row.name}'s, {found.quantity(best)}, but its interval "
             "overlaps with that of doing nothing."
         )
         return "unclear", (), "No method is clearly nearer to retraining than doing nothing", basis
     if len(leaders) > 1:
         basis = (
-            f"Their average gaps are {wording.listing([standing.quantity(item) for item in leaders])}; the "
+            f"Their average gaps are {wording.listing([found.quantity(item) for item in leaders])}; the "
             "intervals overlap, so the order among them may be chance."
         )
         return "tie", names, f"{wording.listing(names)} tie for nearest to retraining", basis
-    return "nearest", names, f"{names[0]} came nearest to retraining", _lead(standing)
+    return "nearest", names, f"{names[0]} came nearest to retraining", _lead(found)
 
 
-def _lead(standing: _Standing) -> str:
-    best, *others = standing.methods
-    text = f"{best.row.name}'s average gap is {standing.quantity(best)}"
+def _lead(found: Standing) -> str:
+    best, *others = found.methods
+    text = f"{best.row.name}'s average gap is {found.quantity(best)}"
     if not others:
         return f"{text}; it is the only method measured on this set."
-    return f"{text}; the next is {others[0].row.name} with {standing.quantity(others[0])}."
+    return f"{text}; the next is {others[0].row.name} with {found.quantity(others[0])}."
 
 
-def _doing_nothing(standing: _Standing) -> str:
+def _doing_nothing(found: Standing) -> str:
     """What the model looks like that was left as it was."""
     parts = []
-    column = layout.on_forget(standing.columns)
+    column = layout.on_forget(found.columns)
     if column and column.anchor:
         anchor = column.anchor
         parts.append(
             f"leaves {column.heading} at {column.quantity(anchor.original)}, where retraining gives "
             f"{column.quantity(anchor.retrained)} ({wording.sigma(anchor.headroom).lstrip('+')} apart)"
         )
-    if standing.original:
-        parts.append(f"has an average gap of {standing.quantity(standing.original)}")
+    if found.original:
+        parts.append(f"has an average gap of {found.quantity(found.original)}")
     return f"Doing nothing {', and '.join(parts)}." if parts else ""
 
 
-def _gaps(standing: _Standing) -> Iterator[Gap]:
-    column = layout.average_gap(standing.columns)
+def _gaps(found: Standing) -> Iterator[Gap]:
+    column = layout.average_gap(found.columns)
     if column is not None and column.anchor is not None:
         floor = column.anchor.retrained
         yield Gap("another retraining", floor, column.quantity(floor))
-    for item in [*standing.methods[:2], *([standing.original] if standing.original else [])]:
-        name = "doing nothing" if item is standing.original else item.row.name
+    for item in [*found.methods[:2], *([found.original] if found.original else [])]:
+        name = "doing nothing" if item is found.original else item.row.name
         digits = column.digits if column else 2
         yield Gap(name, item.value, wording.quantity(item.value, "fraction", digits))
 
 
-def _floor(standing: _Standing) -> str:
-    gap = layout.average_gap(standing.columns)
+def _floor(found: Standing) -> str:
+    gap = layout.average_gap(found.columns)
     if gap is None or gap.anchor is None:
         return ""
     floor = gap.quantity(gap.anchor.retrained)
     return f"Retrained models, each compared with the others, have an average gap of {floor}."
 
 
-def _evidence(standing: _Standing, row: Row) -> str:
-    """On how many of the metrics that can show something the method is within the noise."""
-    telling = [column for column in _on_forget(standing.columns) if column.has_headroom]
-    units = [standing.table.noise_units(row, column.id) for column in telling]
-    known = [abs(unit) for unit in units if unit is not None]
-    if not known:
+def _evidence(found: Standing, row: Row) -> str:
+    """The verdicts on a method counted, and how many of the metrics that can tell are for it."""
+    counted = verdicts.tally(found.table, row)
+    if counted is None:
         return ""
-    near = sum(unit <= HEADROOM for unit in known)
-    many = f"{near} of the {len(known)} forget-set metrics" if len(known) > 1 else "the one forget-set metric"
-    within = "is not within" if len(known) == 1 and not near else "is within"
-    return (
-        f"{row.name} {within} {HEADROOM:g} noise units of retraining on {many} on which doing nothing can "
-        "be told from it."
-    )
+    given = found.table.verdicts(row)
+    telling = [c.id for c in _on_forget(found.columns) if c.has_headroom and c.id in given]
+    near = sum(given[id_].kind == "equivalent" for id_ in telling)
+    of = "the one forget-set metric" if len(telling) == 1 else f"the {len(telling)} forget-set metrics"
+    text = f"{row.name} is {counted.words}"
+    return f"{text}; of {of} with headroom it is equivalent on {near}." if telling else f"{text}."
 
 
-def _utility(standing: _Standing, row: Row) -> str:
-    column = layout.utility(standing.columns)
+def _utility(found: Standing, row: Row) -> str:
+    column = layout.utility(found.columns)
     if column is None or column.anchor is None:
         return ""
-    gap, units = standing.table.gap(row, column.id), standing.table.noise_units(row, column.id)
-    if gap is None or units is None:
+    verdict = found.table.verdicts(row).get(column.id)
+    units = found.table.noise_units(row, column.id)
+    if verdict is None:
         return ""
-    if abs(units) <= HEADROOM:
-        return f"Its {column.heading} is within the noise of retraining."
-    points = wording.number(abs(gap), column.unit, column.digits)
-    unit = ("point" if points == "1.0" else "points") if column.unit == "fraction" else column.symbol
-    side = "above" if gap > 0 else "below"
-    return f"Its {column.heading} is {points} {unit} {side} retraining ({wording.sigma(units)})."
+    sentence = f"Its {column.heading} is {column.difference(verdict.difference)} from retraining"
+    return f"{sentence} ({wording.sigma(units)}): {verdict.words}."
 
 
 def has_headroom(table: Table) -> bool:
@@ -236,26 +218,6 @@ def has_headroom(table: Table) -> bool:
 
 def _on_forget(columns: dict[str, Column]) -> list[Column]:
     return [c for c in columns.values() if c.anchor and c.score.part == "forget" and not c.is_cost]
-
-
-def _distance(table: Table, row: Row, columns: dict[str, Column]) -> Distance | None:
-    """The average gap with its interval, or a mean of gaps where the report has no such metric."""
-    column = layout.average_gap(columns)
-    if column is not None:
-        score = row.scores.get(column.id)
-        if score is None or score.reason is not None:
-            return None
-        margin = column.anchor.noise if column.anchor else 0.0
-        low, high = score.interval or (score.value - margin, score.value + margin)
-        return Distance(row, score.value, low, high)
-    compared = [c for c in columns.values() if c.unit == "fraction" and c.score.target == "retrained"]
-    anchors = [column.anchor for column in compared if column.anchor]
-    gaps = [gap for anchor in anchors if (gap := table.gap(row, anchor.id)) is not None]
-    if not gaps or len(gaps) < len(anchors):
-        return None
-    value = sum(map(abs, gaps)) / len(gaps)
-    margin = sum(anchor.noise for anchor in anchors) / len(anchors)
-    return Distance(row, value, max(0.0, value - margin), value + margin)
 
 
 def overview(report: Report) -> list[str]:
@@ -291,8 +253,15 @@ def _anchors(report: Report) -> str:
         return "At least one forget set has no retrained model to compare with."
     if fewest == 1:
         return (
-            "With a single retrained model the noise between two honest retrains is unknown; the sampling "
-            "error stands in for it, which makes distances look larger than they are."
+            "With a single retrained model the noise between two honest retrains is unknown, so every "
+            "verdict is inconclusive. The sampling error stands in for the noise, which makes distances "
+            "look larger than they are. At least 3 retrained models are needed."
+        )
+    if fewest == 2:
+        return (
+            "Retraining was done only twice for a set: the noise between honest retrains rests on a single "
+            "difference, so most verdicts are inconclusive. At least 3 retrained models are needed, and more "
+            "decide more."
         )
     times = f"{'' if len(counts) == 1 else 'at least '}{fewest} times"
     return (

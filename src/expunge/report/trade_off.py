@@ -58,7 +58,7 @@ class Axis:
 
     @property
     def title(self) -> str:
-        return f"{self.column.heading} ({self.column.symbol})"
+        return wording.headed(self.column.heading, self.column.unit)
 
     def clip(self, value: float) -> float:
         """The value, or the nearest one that is a little inside the axis."""
@@ -70,13 +70,15 @@ def trade_off(table: Table, given: Marks, name: str) -> str | None:
     """Utility on the test examples to the right, on the forget examples upwards.
 
     The bands are the mean of the retrained models ± one and two units of noise; a method should be
-    where they cross. A model far outside stands at the edge with its values written beside it.
+    where they cross. A model far outside stands at the edge with its values written beside it. Controls
+    are left out.
     """
     columns = layout.columns(table)
     across, up = layout.utility(columns), layout.on_forget(columns)
     if across is None or up is None:
         return None
-    rows = [row for row in table.rows if at(row, across) is not None and at(row, up) is not None]
+    judged = [row for row in table.rows if row.role != "control"]
+    rows = [row for row in judged if at(row, across) is not None and at(row, up) is not None]
     if not rows:
         return None
     x, y = Axis.over(across, rows), Axis.over(up, rows)

@@ -5,7 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-SYMBOLS = {"fraction": "%", "nats": "nats", "steps": "steps", "seconds": "s", "ratio": "×", "MiB": "MiB"}
+SYMBOLS = {
+    "fraction": "%",
+    "nats": "nats",
+    "steps": "steps",
+    "seconds": "s",
+    "ratio": "×",
+    "MiB": "MiB",
+    "index": "",
+}
 
 # For each unit: (at least this large, decimals), largest first.
 _DECIMALS: dict[str, tuple[tuple[float, int], ...]] = {
@@ -46,7 +54,13 @@ def quantity(value: float, unit: str, digits: int | None = None) -> str:
     """A number in a sentence, with its symbol: ``93.1 %``, ``0.03×``."""
     text = number(value, unit, decimals([value], unit) if digits is None else digits)
     symbol = SYMBOLS.get(unit, unit)
-    return f"{text}{symbol}" if symbol == "×" else f"{text} {symbol}"
+    return f"{text}{symbol}" if symbol in ("×", "") else f"{text} {symbol}"
+
+
+def headed(heading: str, unit: str) -> str:
+    """A heading with the symbol of its values: ``test accuracy (%)``."""
+    symbol = SYMBOLS.get(unit, unit)
+    return f"{heading} ({symbol})" if symbol else heading
 
 
 def interval(bounds: tuple[float, float] | None, unit: str, digits: int) -> str:

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import os
-import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from expunge.errors import ConfigError, MissingExtra, did_you_mean
+from expunge.errors import ConfigError, MissingExtra
 from expunge.registry import Registry
-from expunge.training import networks
+from expunge.training import functions, networks
 from expunge.training.checkpoint import load_weights
 
 
@@ -278,70 +272,25 @@ class Load(ModelSpec):
     """Your own model: ``function`` names a function or class that returns an ``nn.Module``.
 
     Args:
-        function: ``"module:function"``; modules in the current directory can be imported.
+        function: ``"module:function"`` or ``"file.py:function"``; modules in the current directory can
+            be imported.
         arguments: keyword arguments of the function.
 
     Raises:
-        ConfigError: no such module or function, arguments it does not take, or no ``nn.Module``.
+        ConfigError: no such module or function, arguments it does not take, an exception in it, or no
+            ``nn.Module``.
     """
 
     function: str
     arguments: dict[str, Any] = field(default_factory=dict)
 
     def network(self) -> nn.Module:
-        with _current_directory_importable():
-            function = _find(self.function)
-            try:
-                inspect.signature(function).bind(**self.arguments)
-            except TypeError as error:
-                raise ConfigError(f"'{self.function}' cannot be called: {error}.", "arguments") from None
-            except ValueError:
-                pass  # a function written in C has no signature to check
-            model = function(**self.arguments)
+        model = functions.call(self.function, self.arguments)
         if not isinstance(model, nn.Module):
             raise ConfigError(
                 f"'{self.function}' returned {type(model).__name__}; expected a torch nn.Module.", "function"
             )
         return model
-
-
-def _find(function: str) -> Callable[..., object]:
-    name, _, attribute = function.partition(":")
-    if not name or not attribute:
-        raise ConfigError(
-            f"expected module:function, for example mymodels:build, got '{function}'.", "function"
-        )
-    try:
-        module = importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
-            reason = f"there is no module '{name}' in {os.getcwd()} or among the installed packages."
-        else:
-            reason = f"module '{name}' needs '{error.name}', which is not installed."
-        raise ConfigError(reason, "function") from None
-    except Exception as error:
-        said = " ".join(str(error).split())
-        raise ConfigError(
-            f"module '{name}' cannot be imported: {type(error).__name__}: {said}", "function"
-        ) from error
-    found = getattr(module, attribute, None)
-    if not callable(found):
-        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise ConfigError(
-            f"module '{name}' has no function '{attribute}'.{did_you_mean(attribute, known)}", "function"
-        )
-    return found  # type: ignore[no-any-return]
-
-
-@contextmanager
-def _current_directory_importable() -> Iterator[None]:
-    here = os.getcwd()
-    sys.path.insert(0, here)
-    importlib.invalidate_caches()
-    try:
-        yield
-    finally:
-        sys.path.remove(here)
 
 
 def _check_heads(width: int, heads: int) -> None:

@@ -4,48 +4,63 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from expunge.errors import DataError
+from expunge.errors import ConfigError, DataError
 from expunge.evaluation import statistics
+from expunge.evaluation.attacks import signals
+from expunge.evaluation.attacks.signals import Definition, Signal
 from expunge.evaluation.evidence import Evidence
 from expunge.evaluation.metric import Metric, metrics
 from expunge.evaluation.score import Score
 
+BINS = 750
+"""The binned SVC stands on at most so many weighted points of members, and as many of non-members."""
+
 
 class Membership(Metric):
-    """Fits an attack on confidences of retain (members) and test (non-members), judges the forget set.
+    """Fits an attack on one signal of retain (members) and test (non-members), judges the forget set.
 
-    The value is the fraction of the forget set that is called *not* a member, with its
+    The value is the fraction of the forget set that is called *not* a member (``value_of``), with its
     Clopper–Pearson interval. The ideal is the retrained model's value, not 0, ½ or 1.
     """
+
+    value_of: ClassVar[Literal["members", "others"]] = "others"
 
     def labels(self, evidence: Evidence) -> tuple[str, str, str]:
         return "membership", "forget", f"{metrics.name_of(self)}-confidence"
 
+    def signal(self, evidence: Evidence, part: str) -> Tensor:
+        """What the attack reads of each example of a part, ``(N,)`` or ``(N, D)``."""
+        return signals.read(evidence, part, "confidence")
+
     def measure(self, evidence: Evidence) -> Score:
-        confidence = {
-            part: evidence.subject.read(part).confidence.double() for part in ("retain", "test", "forget")
-        }
-        for part, values in confidence.items():
+        found = {part: self.signal(evidence, part) for part in ("retain", "test", "forget")}
+        for part, values in found.items():
             if not bool(values.isfinite().all()):
-                raise DataError(f"the model's confidence on {part} is NaN for some examples.")
-        n = min(len(confidence["retain"]), len(confidence["test"]))
-        member = self.members(confidence["retain"], confidence["test"], n, confidence["forget"])
-        outside = 1.0 - member.double()
+                raise DataError(f"what the attack reads of {part} is NaN or infinite for some examples.")
+        retain, test = found["retain"], found["test"]
+        if bool((retain == retain[0]).all()) and bool((test == retain[0]).all()):
+            raise DataError(
+                "the attack reads the same value from every retain and test example, so it learns nothing."
+            )
+        called = self.members(retain, test, min(len(retain), len(test)), found["forget"]).double()
+        counted = called if self.value_of == "members" else 1.0 - called
         name, part, variant = self.labels(evidence)
         return Score(
             name=name,
             part=part,
             variant=variant,
-            value=float(outside.mean()),
-            interval=statistics.rate(int(outside.sum()), len(outside)),
-            n=len(outside),
+            value=float(counted.mean()),
+            interval=statistics.interval(counted.numpy(), evidence.clusters("forget")),
+            n=len(counted),
             target="retrained",
             unit="fraction",
-            per_example=outside,
+            per_example=counted,
         )
 
     @abstractmethod
@@ -53,7 +68,7 @@ class Membership(Metric):
         """Which forget examples the attack calls members, ``(N_f,)`` of booleans.
 
         Args:
-            retain, test, forget: ``p(y|x)`` of each example, ``(N,)``.
+            retain, test, forget: the signal of each example, ``(N,)`` or ``(N, D)``.
             n: the smaller of the numbers of retain and test examples.
         """
 
@@ -61,26 +76,72 @@ class Membership(Metric):
 @metrics.register("svc")
 @dataclass(frozen=True, kw_only=True)
 class SVC(Membership):
-    """MIA-efficacy as published: a support vector machine on the true label's probability.
+    """MIA-efficacy as published: a support vector machine on one feature of the answers.
 
-    ``SVC(kernel=rbf, C=3, gamma=auto)`` on the one feature ``p_θ(y|x)``, fitted on the first
-    ``n_test`` retain examples in stored order against the test set, on the model being judged.
+    ``SVC(kernel=rbf, C=3, gamma=auto)`` fitted on the first ``n_test`` retain examples in stored order
+    against the test set, on the model being judged; the value is the fraction of the forget set on the
+    non-members' side. The feature that is reported is the true label's probability ``p_θ(y|x)``.
 
+    Args:
+        feature: what the machine sees: ``confidence``, ``correctness``, ``entropy``,
+            ``modified_entropy``, or the ``probabilities`` of all classes.
+        definition: of the modified entropy; the other features have one definition only.
+        solver: ``exact``, or ``binned``: the values of either side are put in 750 bins of equally many
+            neighbours, and the same machine is fitted on the bins' means with the sizes as weights.
+            Within 0.5 percentage points of the exact one and more than twenty times as fast on 10,000 +
+            10,000 points; only for features of one number.
+
+    Ideal: the retrained model's value (12.9 % is published for CIFAR-10, 10 % forgotten at random), not
+        0, 50 or 100 %. The attack is weak: a model that changes its last layer only can pass it.
+    Cost: quadratic in the number of test examples: about 15 seconds for 10,000; ``binned`` about 0.5 seconds.
     Differs: where there are fewer retain than test examples the published code fails; here as many of
-        each as the smaller has are taken, the first ones. The other four published features are not
-        part of it; its modified entropy is wrong in the code that everybody copied.
-    Cost: quadratic in the number of test examples; seconds for 10,000.
+        each as the smaller has are taken, the first ones. The published modified entropy takes
+        ``log p`` for ``log(1 − p)`` and changes the columns of all rows at once, so that it falls where
+        the true one rises; ``conformance`` keeps that.
     References: Jia et al., Model Sparsity Can Simplify Machine Unlearning, NeurIPS 2023,
-        arXiv:2304.04934; code Unlearn-Sparse, ``SVC_MIA``.
+        arXiv:2304.04934; code Unlearn-Sparse, ``SVC_MIA``. Song and Mittal, USENIX Security 2021,
+        arXiv:2003.10595 (the features).
     """
+
+    feature: Signal = "confidence"
+    definition: Definition = "corrected"
+    solver: Literal["exact", "binned"] = "exact"
+
+    def __post_init__(self) -> None:
+        if self.solver == "binned" and self.feature == "probabilities":
+            raise ConfigError(
+                "bins need a feature of one number, and the probabilities are one for each class. "
+                "Use the exact solver.",
+                "solver",
+            )
+
+    def labels(self, evidence: Evidence) -> tuple[str, str, str]:
+        words = ["svc", self.feature.replace("_", "-")]
+        words += ["binned"] * (self.solver == "binned")
+        words += ["conformance"] * (self.feature == "modified_entropy" and self.definition == "conformance")
+        return "membership", "forget", "-".join(words)
+
+    def signal(self, evidence: Evidence, part: str) -> Tensor:
+        return signals.read(evidence, part, self.feature, self.definition)
 
     def members(self, retain: Tensor, test: Tensor, n: int, forget: Tensor) -> Tensor:
         from sklearn import svm
 
-        known = torch.cat([retain[:n], test[:n] if len(test) > n else test])
-        labels = torch.cat([torch.ones(n), torch.zeros(len(known) - n)])
-        machine = svm.SVC(C=3.0, gamma="auto", kernel="rbf").fit(known.view(-1, 1), labels)
-        return torch.from_numpy(machine.predict(forget.view(-1, 1))).eq(1)
+        points, weights = zip(*(self._points(values[:n].numpy()) for values in (retain, test)), strict=True)
+        sides = np.repeat([1.0, 0.0], [len(values) for values in points])
+        machine = svm.SVC(C=3.0, gamma="auto", kernel="rbf")
+        machine.fit(np.concatenate(points), sides, sample_weight=np.concatenate(weights))
+        judged = forget.numpy().reshape(len(forget), -1)
+        return torch.from_numpy(machine.predict(judged)).eq(1)
+
+    def _points(self, values: statistics.Floats) -> tuple[statistics.Floats, statistics.Floats]:
+        """What the machine is fitted on for one side: points ``(K, D)`` and weights ``(K,)``."""
+        if self.solver == "exact" or len(values) <= BINS:
+            return values.reshape(len(values), -1), np.ones(len(values))
+        starts = np.arange(BINS) * len(values) // BINS
+        sizes = np.diff(np.append(starts, len(values))).astype(np.float64)
+        means = np.add.reduceat(np.sort(values), starts) / sizes
+        return means[:, None], sizes
 
 
 @metrics.register("threshold")
@@ -92,6 +153,7 @@ class Threshold(Membership):
     between all retain and all test examples (of equal ones the highest). Where no threshold beats
     chance, nothing is called a member.
 
+    Ideal: the retrained model's value: the fraction of never seen examples below the threshold.
     Cost: one sort of the confidences.
     References: Yeom et al., Privacy Risk in Machine Learning, CSF 2018, arXiv:1709.01604; Song and
         Mittal, USENIX Security 2021, arXiv:2003.10595.

@@ -56,9 +56,9 @@ class Separation(Metric):
 
     def measure(self, evidence: Evidence) -> Score:
         members, others = (values.double() for values in self.scores(evidence))
-        for values, part in ((members, self.part), (others, self.against)):
+        for values, where in ((members, self.part), (others, self.against)):
             if not bool(values.isfinite().all()):
-                raise DataError(f"the attack's scores of {part} are NaN or infinite for some examples.")
+                raise DataError(f"the attack's scores of {where} are NaN or infinite for some examples.")
         if float(torch.cat([members, others]).std()) == 0:
             raise DataError("the attack gives every example the same score, so nothing can be told apart.")
         value, interval = self._value(members, others)
@@ -72,8 +72,18 @@ class Separation(Metric):
             n=len(members),
             target="retrained",
             unit="fraction",
+            perfect=self.chance(evidence, len(others)),
             details={"roc": roc(members, others)},
         )
+
+    def chance(self, evidence: Evidence, others: int) -> float | None:
+        """What a perfect unlearner scores where that is not the nominal value; ``others`` non-members.
+
+        A member that is exchangeable with them is above the threshold a little more often than they are.
+        """
+        if self.read != "tpr":
+            return None
+        return (int(self.fpr * others + 1e-9) + 1) / (others + 1)
 
     def _value(self, members: Tensor, others: Tensor) -> tuple[float, tuple[float, float] | None]:
         positives, negatives = members.numpy(), others.numpy()

@@ -21,7 +21,7 @@ class Accuracy(Metric):
 
     ``mean_{i∈D_part} s_i`` with ``s_i ∈ [0, 1]``; for a classifier ``s_i = 1[argmax f(x_i) = y_i]``.
     On forget, retain and test these are ``1 − UA``, RA and TA of the literature. Interval:
-    Clopper–Pearson where every ``s_i`` is 0 or 1, else a percentile bootstrap over examples. As
+    Clopper–Pearson where every ``s_i`` is 0 or 1, else a bootstrap (BCa) over examples. As
     close to retraining as possible is best.
 
     Cost: nothing beyond the forward pass.
@@ -34,15 +34,11 @@ class Accuracy(Metric):
 
     def measure(self, evidence: Evidence) -> Score:
         values = evidence.subject.read(self.part).score.double()
-        if bool(((values == 0) | (values == 1)).all()):
-            interval: tuple[float, float] | None = statistics.rate(int(values.sum()), len(values))
-        else:
-            interval = statistics.mean(values.numpy())
         return Score(
             name=evidence.task.score_name,
             part=self.part,
             value=float(values.mean()),
-            interval=interval,
+            interval=statistics.interval(values.numpy(), evidence.clusters(self.part)),
             n=len(values),
             target="retrained",
             unit="fraction",
@@ -55,7 +51,7 @@ class Accuracy(Metric):
 class Loss(Metric):
     """The mean loss on one part, in nats where the loss is a likelihood.
 
-    ``mean_{i∈D_part} ℓ_i``. Interval: percentile bootstrap over examples. As close to retraining as
+    ``mean_{i∈D_part} ℓ_i``. Interval: bootstrap (BCa) over examples. As close to retraining as
     possible is best.
 
     Cost: nothing beyond the forward pass.
@@ -75,7 +71,7 @@ class Loss(Metric):
             name="loss",
             part=self.part,
             value=float(values.mean()),
-            interval=statistics.mean(values.numpy()),
+            interval=statistics.mean(values.numpy(), clusters=evidence.clusters(self.part)),
             n=len(values),
             target="retrained",
             unit="nats",

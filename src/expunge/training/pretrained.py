@@ -1,0 +1,81 @@
+"""Checkpoint folders of Hugging Face: ``config.json`` and weights, as ``save_pretrained`` writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from expunge.errors import CheckpointError, MissingExtra
+
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+
+
+def pretrained(folder: Path, causal: bool = False) -> nn.Module:
+    """The image classifier, or causal language model, in a folder; float32, in evaluation mode.
+
+    Nothing is downloaded and no code from the folder is run. The normalisation and resizing that its
+    image processor would do are not applied: the model gets the data as it is.
+
+    Raises:
+        CheckpointError: no configuration, no weights, damaged ones, or weights that do not fill the
+            model (a backbone without its head).
+        MissingExtra: transformers is not installed.
+    """
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"'{folder}' is a folder without config.json, so it is no Hugging Face checkpoint. Give a folder "
+            "that save_pretrained wrote, a file of weights, or module:function."
+        )
+    if not any(found for pattern in _WEIGHTS for found in folder.glob(pattern)):
+        raise CheckpointError(
+            f"'{folder}' has a config.json but no weights. Add its model.safetensors, or save the model "
+            "again with save_pretrained."
+        )
+    model, missing = _load(folder, causal)
+    if missing:
+        names = ", ".join(f"'{name}'" for name in missing[:3]) + (" and more" if len(missing) > 3 else "")
+        raise CheckpointError(
+            f"'{folder}' has no weights for {names} of {type(model).__name__}: it is not a trained model of "
+            "this kind. Give the checkpoint that was fine-tuned."
+        )
+    return model.float().eval()
+
+
+def _load(folder: Path, causal: bool) -> tuple[nn.Module, list[str]]:
+    """The model and the names of the parameters that its files do not hold."""
+    try:
+        from transformers import AutoModelForCausalLM, AutoModelForImageClassification
+    except ImportError:
+        raise MissingExtra(f"the Hugging Face checkpoint '{folder}'", "llm") from None
+    kind: Any = AutoModelForCausalLM if causal else AutoModelForImageClassification
+    try:
+        with _silent():
+            model, loading = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+    except Exception as error:  # transformers, tokenizers, safetensors and pickle each raise their own
+        said = " ".join(str(error).split())
+        said = said if len(said) <= 200 else f"{said[:197]}..."
+        raise CheckpointError(
+            f"'{folder}' cannot be loaded by {kind.__name__}: {said.rstrip('.')}. Copy or save it again, or "
+            "give a module:function that loads it."
+        ) from None
+    return model, sorted(loading["missing_keys"])
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keeps progress bars and warnings of transformers off the terminal."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
