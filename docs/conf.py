@@ -60,6 +60,7 @@ REGISTRIES = {
     "tasks": "expunge.tasks.base",
     "models": "expunge.training.models",
     "sources": "expunge.data.source",
+    "manipulations": "expunge.data.poison",
 }
 """Where each registry lives."""
 
@@ -75,6 +76,15 @@ class Registered(SphinxDirective):
         classes = [registry.get(key) for key in registry.names()]
         lines = [f".. autoclass:: {cls.__module__}.{cls.__qualname__}" for cls in classes]
         return self.parse_text_to_nodes("\n".join(["```{eval-rst}", *lines, "```"]))
+
+
+class MetricsGuide(SphinxDirective):
+    """``metrics-guide``: what each metric means, one section for each, from the metrics' docstrings."""
+
+    def run(self) -> list[nodes.Node]:
+        from expunge.report import guide
+
+        return self.parse_text_to_nodes(guide.to_markdown(), allow_section_headings=True)
 
 
 def sections(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
@@ -98,5 +108,6 @@ def short(app: Sphinx, what: str, name: str, thing: Any, options: Any, signature
 
 def setup(app: Sphinx) -> None:
     app.add_directive("registered", Registered)
+    app.add_directive("metrics-guide", MetricsGuide)
     app.connect("autodoc-process-signature", short)
     app.connect("autodoc-process-docstring", sections, priority=400)

@@ -16,7 +16,6 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import expunge
-from expunge.foreign import audit
 
 FORGET = range(0, 1400, 10)
 
@@ -78,7 +77,7 @@ def unlearned() -> nn.Module:
 def main() -> None:
     train, test = data()
     split = expunge.Split.from_ids(train, FORGET, test=test)
-    report = audit(
+    report = expunge.audit(
         original(),
         {"noise on the last layer": unlearned()},
         retrained=[retrained(seed) for seed in (1, 2, 3)],

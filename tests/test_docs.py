@@ -15,10 +15,12 @@ import yaml
 
 import expunge
 from expunge.cli.main import COMMANDS, app
+from expunge.data.poison import manipulations
 from expunge.data.source import sources
 from expunge.evaluation.metric import metrics
 from expunge.experiment import suites
 from expunge.methods import methods
+from expunge.report import guide
 from expunge.searches import searches
 from expunge.tasks import tasks
 from expunge.training.models import models
@@ -29,7 +31,18 @@ from expunge.training.scope import scopes
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXTS = {page.name: page.read_text(encoding="utf-8") for page in PAGES}
-REGISTRIES = (methods, modifiers, scopes, optimisers, searches, metrics, tasks, models, sources)
+REGISTRIES = (
+    methods,
+    modifiers,
+    scopes,
+    optimisers,
+    searches,
+    metrics,
+    tasks,
+    models,
+    sources,
+    manipulations,
+)
 TAUGHT = {"capped_ascent", "agreement", "certain", "typical", "moons"}
 """Names that add_a_method.md registers itself."""
 
@@ -121,6 +134,7 @@ def test_the_readme_names_every_built_in_and_nothing_else():
         ("Optimisers", optimisers),
         ("Searches for a forget set", searches),
         ("Metrics", metrics),
+        ("Manipulations of data", manipulations),
     ):
         assert rows[row] == set(registry.names()), row
     assert rows["Data"] <= set(sources.names())
@@ -134,8 +148,17 @@ def test_the_pages_on_architecture_and_metrics_name_every_built_in():
             registry.names()
         )
     assert choices
-    named = {name.strip("`") for name in table_names(TEXTS["evaluation.md"]) if name.startswith("`")}
+    cells = [name for name in table_names(TEXTS["evaluation.md"]) if name.startswith("`")]
+    named = {name for cell in cells for name in re.findall(r"`([a-z0-9_]+)`", cell)}
     assert named == set(metrics.names())
+
+
+@pytest.mark.parametrize("name", metrics.names())
+def test_every_metric_says_what_it_is_what_a_perfect_unlearner_scores_and_what_it_costs(name):
+    entry = guide.entry(name)
+    assert entry.idea.endswith("."), entry.idea
+    assert entry.sections.get("Ideal", "").endswith("."), "its docstring has no section 'Ideal: …'"
+    assert entry.sections.get("Cost", "").endswith("."), "its docstring has no section 'Cost: …'"
 
 
 def _second(text: str, row: str) -> list[list[str]]:

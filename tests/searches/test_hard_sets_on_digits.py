@@ -3,7 +3,11 @@
 import pytest
 import torch
 
-from expunge import experiment
+from expunge import api, experiment
+from expunge.evaluation import Candidate
+from expunge.evaluation.attacks.membership import SVC
+from expunge.evaluation.metrics.over_unlearning import SignedGap
+from expunge.evaluation.metrics.utility import Accuracy, Loss
 from expunge.searches import searches
 from expunge.training import parameters
 
@@ -40,6 +44,26 @@ def test_retraining_forgets_the_easiest_and_not_the_hardest(digits, name, low, h
     assert error(original, split.forget) <= 0.01
     assert low <= mean <= high
     assert all(parameters.shared_tensors(original, model) == [] for model in models)
+
+
+def test_on_the_easiest_set_doing_nothing_is_different_and_another_retraining_is_not(digits) -> None:
+    suite, session, original = digits
+    split = suite.split(
+        suite.forget["easiest"].search(original, suite.sourced.train, suite.task, session).ids
+    )
+    models = [suite.recipe.train(split.retain, session.child("honest", k)) for k in range(5)]
+    metrics = [Accuracy(part="forget"), Accuracy(part="test"), Loss(part="forget"), SignedGap(), SVC()]
+
+    def kinds(references, judged) -> list[str]:
+        candidates = [Candidate("original", "original", original)]
+        candidates += [Candidate(f"retrained {k}", "retrained", model) for k, model in enumerate(references)]
+        candidates.append(Candidate("judged", "unlearned", judged))
+        (table,) = api.compare("easiest", candidates, split, suite.task, session, metrics).tables
+        return [verdict.kind for verdict in table.verdicts(table.rows[-1]).values()]
+
+    assert kinds(models, original).count("different") >= 2
+    for k, model in enumerate(models):
+        assert "different" not in kinds(models[:k] + models[k + 1 :], model)
 
 
 def test_random_sets_lie_in_between(digits) -> None:

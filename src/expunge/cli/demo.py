@@ -15,9 +15,9 @@ EXAMPLE = "expunge demo"
 def command(
     directory: Annotated[Path, typer.Option(help="Where the results go.")] = Path("runs/demo"),
 ) -> None:
-    """Shows everything on handwritten digits, in about a minute and without a download.
+    """Shows everything on handwritten digits, in one to two minutes and without a download.
 
     Trains a small network, lets eight methods forget a random set, a class and the hardest examples, and
-    compares each with retraining. Open the report.html whose path is printed at the end.
+    judges each beside models that were retrained. Open the report.html whose path is printed at the end.
     """
     run.command("digits", directory=directory)

@@ -17,7 +17,7 @@ EXAMPLE = "expunge list methods"
 
 KINDS = [
     "methods", "searches", "metrics", "tasks", "models",
-    "data", "modifiers", "scopes", "optimisers", "suites",
+    "data", "manipulations", "modifiers", "scopes", "optimisers", "suites",
 ]  # fmt: skip
 
 
@@ -79,6 +79,7 @@ def _suites() -> list[dict[str, Any]]:
 
 
 def _registry(kind: str) -> Registry[Any]:
+    from expunge.data.poison import manipulations
     from expunge.data.source import sources
     from expunge.evaluation.metric import metrics
     from expunge.methods.base import methods
@@ -96,6 +97,7 @@ def _registry(kind: str) -> Registry[Any]:
         "tasks": tasks,
         "models": models,
         "data": sources,
+        "manipulations": manipulations,
         "modifiers": modifiers,
         "scopes": scopes,
         "optimisers": optimisers,

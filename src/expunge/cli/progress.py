@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 QUIET = 2.0
 """Seconds between two lines where there is no terminal and the pieces are not counted."""
 
-_DOING = {"original": "training", "retrain": "training", "relearn": "evaluating", "bilevel": "searching"}
+_DOING = {
+    **dict.fromkeys(("original", "retrain", "shadow"), "training"),
+    "relearn": "evaluating",
+    "bilevel": "searching",
+}
 
 
 class Progress:

@@ -12,12 +12,16 @@ from torch import nn
 from expunge.data.split import Split
 from expunge.errors import ExpungeError, MissingEvidence
 from expunge.evaluation import breakdown, controls
+from expunge.evaluation.attacks.loss_threshold import LossThreshold
 from expunge.evaluation.attacks.membership import SVC, Threshold
 from expunge.evaluation.attacks.relearn import RelearnTime
 from expunge.evaluation.evidence import Evidence, Subject
 from expunge.evaluation.metric import Metric
+from expunge.evaluation.metrics.cka import CKA
 from expunge.evaluation.metrics.cost import Cost
 from expunge.evaluation.metrics.distance import AverageGap, JensenShannon
+from expunge.evaluation.metrics.head_only import HeadOnly
+from expunge.evaluation.metrics.over_unlearning import SignedGap
 from expunge.evaluation.metrics.utility import Accuracy, Loss
 from expunge.evaluation.score import Score
 from expunge.evaluation.shadows import Shadows
@@ -33,7 +37,12 @@ DEFAULT: tuple[Metric, ...] = (
     Threshold(),
     JensenShannon(),
     AverageGap(membership=SVC()),
+    LossThreshold(part="forget"),
+    LossThreshold(part="retain"),
+    SignedGap(),
     RelearnTime(),
+    HeadOnly(),
+    CKA(against="original"),
     Loss(part="forget"),
     Loss(part="retain"),
     Loss(part="test"),

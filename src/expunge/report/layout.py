@@ -219,11 +219,9 @@ def no_headroom(table: Table) -> Iterator[tuple[str, str]]:
     for column in columns(table).values():
         sentence = None if column.is_cost else table.no_headroom(column.id)
         if sentence and column.anchor:
-            original, retrained = column.text(column.anchor.original), column.text(column.anchor.retrained)
-            yield (
-                column.heading,
-                f"{sentence} ({original} against {column.quantity(column.anchor.retrained)}).",
-            )
+            original, retrained = column.anchor.original, column.anchor.retrained
+            compared = f"{column.text(original)} against {column.quantity(retrained)}"
+            yield column.heading, f"{sentence} ({compared})."
 
 
 def not_computed(table: Table) -> Iterator[tuple[str, str]]:

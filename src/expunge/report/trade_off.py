@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.transforms import Bbox
 
 from expunge.evaluation.table import Row, Table
-from expunge.report import labels, layout, style
+from expunge.report import labels, layout, style, wording
 from expunge.report.charts import Marks, mark, shown
 from expunge.report.labels import Label
 from expunge.report.layout import Column

@@ -22,6 +22,9 @@ class Cost(Metric):
     the mean of the retrainings of the same table; ``memory`` is the largest resident (on a GPU:
     allocated) memory during the run above that at its start, in MiB. Each is measured once, so there
     is no interval. Lower is better.
+
+    Ideal: 0, what doing nothing costs; a method whose ratio is near 1 could as well have retrained.
+    Cost: none, it is measured while the model is made.
     """
 
     measure_of: Literal["seconds", "ratio", "memory"] = "seconds"

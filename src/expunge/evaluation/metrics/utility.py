@@ -24,6 +24,7 @@ class Accuracy(Metric):
     Clopper–Pearson where every ``s_i`` is 0 or 1, else a bootstrap (BCa) over examples. As
     close to retraining as possible is best.
 
+    Ideal: the value of the retrained models; on the forget set neither 0 nor the original's.
     Cost: nothing beyond the forward pass.
     """
 
@@ -54,6 +55,7 @@ class Loss(Metric):
     ``mean_{i∈D_part} ℓ_i``. Interval: bootstrap (BCa) over examples. As close to retraining as
     possible is best.
 
+    Ideal: the value of the retrained models.
     Cost: nothing beyond the forward pass.
     """
 
