@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import os
 import re
 import subprocess
@@ -18,11 +20,13 @@ from expunge.cli.main import COMMANDS, app
 from expunge.data.poison import manipulations
 from expunge.data.source import sources
 from expunge.evaluation.metric import metrics
-from expunge.experiment import suites
+from expunge.evaluation.shadows import ShadowPlan
+from expunge.experiment import Experiment, suites
 from expunge.methods import methods
 from expunge.report import guide
 from expunge.searches import searches
 from expunge.tasks import tasks
+from expunge.training.engine import Engine
 from expunge.training.models import models
 from expunge.training.modifier import modifiers
 from expunge.training.optim import optimisers
@@ -139,6 +143,8 @@ def test_the_readme_names_every_built_in_and_nothing_else():
         assert rows[row] == set(registry.names()), row
     assert rows["Data"] <= set(sources.names())
     assert rows["Models"] <= set(models.names())
+    (listed,) = (line for line in TEXTS["README.md"].splitlines() if line.startswith("| Suites "))
+    assert set(re.findall(r"`([\w-]+)`", listed)) == suites().keys()
 
 
 def test_the_pages_on_architecture_and_metrics_name_every_built_in():
@@ -164,6 +170,28 @@ def test_every_metric_says_what_it_is_what_a_perfect_unlearner_scores_and_what_i
 def _second(text: str, row: str) -> list[list[str]]:
     lines = [line.strip("|").split("|") for line in text.splitlines() if line.startswith(f"| {row} ")]
     return [re.findall(r"`([a-z0-9_]+)`", cells[2]) for cells in lines]
+
+
+def test_the_readme_says_how_often_the_evaluation_retrains():
+    (times,) = re.findall(r"# retrains (\w+) times", TEXTS["README.md"])
+    retrained = inspect.signature(expunge.evaluate).parameters["retrained"].default
+    assert {"two": 2, "three": 3, "five": 5}[times] == retrained
+
+
+def test_the_page_on_the_interface_has_every_public_name():
+    named = set(re.findall(r"auto(?:function|class):: [\w.]+\.(\w+)$", TEXTS["api.md"], re.MULTILINE))
+    assert set(expunge.__all__) - {"data", "methods", "tasks"} <= named
+
+
+@pytest.mark.parametrize("cls", [Experiment, ShadowPlan, Engine])
+def test_every_field_of_an_experiment_is_explained_where_its_page_reads_it(cls):
+    section = inspect.getdoc(cls).partition("Args:\n")[2].partition("\n\n")[0]
+    explained = {
+        name
+        for names in re.findall(r"^    (\w[\w, ]*): ", section, re.MULTILINE)
+        for name in names.split(", ")
+    }
+    assert explained == {item.name for item in dataclasses.fields(cls)}
 
 
 @every_page

@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from expunge import config
 from expunge.data.arrays import Data, digest
 from expunge.data.poison import unmanipulated
 from expunge.data.split import Split, as_data
 from expunge.errors import ConfigError
-from expunge.evaluation.evaluate import DEFAULT, HISTOGRAM_EDGES, Candidate, Evaluation
+from expunge.evaluation.evaluate import DEFAULT, HISTOGRAM_EDGES, Candidate, Evaluation, check_margins
 from expunge.evaluation.metric import Metric
 from expunge.evaluation.metric import metrics as known_metrics
 from expunge.evaluation.report import Report
@@ -147,7 +147,7 @@ def evaluate(
         controls: models that must never win, beside the others: ``collapsed``, ``constant``,
             ``never_trained``.
         shadows: reference models for per-example membership attacks, from ``expunge.shadows``.
-        margins: differences that are negligible, by a metric's name or the id of a score; elsewhere 2.65
+        margins: differences that are negligible, by a metric's name, a score's or its id; elsewhere 2.65
             times the noise, see ``expunge.evaluation.verdict``.
         cache: a folder that keeps retrained models by what they depend on, for the next call.
 
@@ -208,6 +208,7 @@ def compare(
         ConfigError: no such control.
     """
     evaluation = Evaluation(candidates, split, task, session, shadows)
+    check_margins(margins or {}, metrics, evaluation.evidence(candidates[0]))
     everyone = [*candidates, *(evaluation.candidate(control) for control in controls)]
     table = Table(
         name="forget",
@@ -327,6 +328,36 @@ def references(
     return [Candidate(f"retrained {i + 1}", "retrained", model) for i, model in enumerate(models)]
 
 
+def reference_shadows(
+    plan: ShadowPlan, recipe: Recipe | None, split: Split, session: Session, cache: str | Path | None = None
+) -> Shadows:
+    """Reference models of the split's training and test examples, from the cache where they are in it.
+
+    Raises:
+        ConfigError: no recipe to train them by, or no test examples.
+        RunError: the cache cannot be written.
+    """
+    if recipe is None or split.test is None:
+        needed = "how a fresh model is trained" if recipe is None else "test examples"
+        raise ConfigError(f"reference models need {needed}, which was not given.", "shadows")
+    train, test, inner = split.train(), split.test, session.child("shadows")
+    if cache is None:
+        return train_shadows(recipe, train, test, plan, inner)
+    made = recipe.initial(inner)
+    settings = [config.dump(recipe.task), config.dump(recipe.training), config.dump(session.engine)]
+    data = [train.fingerprint(), test.fingerprint()]
+    key = key_of(_digest(made), str(made), settings, config.dump(plan), data, inner.seed, versions())
+
+    def compute() -> tuple[dict[str, Any], dict[str, Tensor]]:
+        return {}, train_shadows(recipe, train, test, plan, inner).tensors()
+
+    return Shadows.from_tensors(Store(Path(cache)).tensors("shadows", key, compute)[1])
+
+
+def _digest(model: nn.Module) -> str:
+    return digest(sorted((key, tensor.cpu()) for key, tensor in model.state_dict().items()))
+
+
 def _retrained(recipe: Recipe, split: Split, session: Session, index: int, store: Store | None) -> Candidate:
     """One retrained model, from the store where it holds the same already."""
     name = f"retrained {index + 1}"
@@ -340,8 +371,7 @@ def _retrained(recipe: Recipe, split: Split, session: Session, index: int, store
         value, model = compute()
         return Candidate(name, "retrained", model, value["cost"])
     start = recipe.initial(session)
-    weights = digest(sorted((key, tensor.cpu()) for key, tensor in start.state_dict().items()))
     settings = [config.dump(recipe.task), config.dump(recipe.training), config.dump(session.engine)]
-    key = key_of(weights, str(start), settings, split.retain.fingerprint(), session.seed, versions())
+    key = key_of(_digest(start), str(start), settings, split.retain.fingerprint(), session.seed, versions())
     found, kept = store.model("retrained", key, lambda: start, compute)
     return Candidate(name, "retrained", kept, found["cost"])

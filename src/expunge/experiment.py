@@ -17,7 +17,7 @@ from expunge.data.source import DataSource, Sourced
 from expunge.data.split import Split
 from expunge.errors import ConfigError, DataError, Diverged, ExpungeError, did_you_mean
 from expunge.evaluation.controls import CONTROLS
-from expunge.evaluation.evaluate import DEFAULT
+from expunge.evaluation.evaluate import DEFAULT, Candidate, Evaluation, check_margins
 from expunge.evaluation.metric import Metric
 from expunge.evaluation.shadows import ShadowPlan
 from expunge.methods.base import Method
@@ -58,8 +58,8 @@ class Experiment:
         shadows: reference models on random halves of the data, for per-example membership attacks.
         original: trained weights to unlearn from; without it the original is trained.
         metrics: what is measured.
-        margins: differences from retraining that are negligible, by a metric's name or the id of a
-            score; elsewhere 2.65 times the noise, see ``expunge.evaluation.verdict``.
+        margins: differences from retraining that are negligible, by a metric's name, a score's or its id;
+            elsewhere 2.65 times the noise, see ``expunge.evaluation.verdict``.
         engine: device and precision.
         seed: decides every random draw.
     """
@@ -179,10 +179,36 @@ def check(experiment: Experiment) -> None:
     if len(few) < 4:
         raise DataError(f"the training data has {len(few)} examples; too few to forget and to keep.")
     small = Split.from_ids(sourced.train.subset(few), few[: len(few) // 2])
+    trial = Evaluation([Candidate("original", "original", model)], small, task, session)
+    check_margins(experiment.margins, experiment.metrics, trial.evidence(trial.candidates[0]))
     for name, method in experiment.methods.items():
-        if not method.needs_recipe:
-            with _at(f"methods.{name}"):
-                _trial(method, model, small, experiment)
+        with _at(f"methods.{name}"):
+            if method.forgets == "classes":
+                _check_classes(name, experiment)
+            if not method.needs_recipe:
+                classes = method.forgets == "classes"
+                _trial(method, model, _whole_class(sourced, task) if classes else small, experiment)
+
+
+def _check_classes(name: str, experiment: Experiment) -> None:
+    """Refuses a method for classes where no forget set is made of classes.
+
+    Raises:
+        ConfigError: and says which search gives such sets.
+    """
+    if not any(search.gives_classes for search in experiment.forget.values()):
+        raise ConfigError(
+            f"{name} forgets whole classes, and no forget set is made of classes. Add one, for example "
+            "class_0: {kind: class_set, classes: [0]}, or take the method out."
+        )
+
+
+def _whole_class(sourced: Sourced, task: Task) -> Split:
+    """A handful of examples of one class to forget, and of others to keep."""
+    labels = task.groups(sourced.train)
+    rows = (labels == labels[0], labels != labels[0])
+    forget, keep = (sourced.train.ids[row.nonzero().flatten()[:TRIAL_SIZE]] for row in rows)
+    return Split.from_ids(sourced.train.subset(torch.cat([forget, keep])), forget)
 
 
 def _probe(experiment: Experiment, model: torch.nn.Module) -> None:

@@ -26,7 +26,7 @@ from expunge.evaluation.metric import Metric
 from expunge.evaluation.metric import metrics as known_metrics
 from expunge.evaluation.metrics.cost import Cost
 from expunge.evaluation.report import Report
-from expunge.evaluation.shadows import Shadows
+from expunge.evaluation.shadows import ShadowPlan, Shadows
 from expunge.tasks.base import Task, tasks
 from expunge.tasks.causal_lm import CausalLM
 from expunge.training.checkpoint import load_weights
@@ -66,7 +66,7 @@ def audit(
     task: str | Mapping[str, Any] | Task | None = None,
     metrics: Sequence[str | Mapping[str, Any] | Metric] = METRICS,
     controls: Sequence[str] = (),
-    shadows: Shadows | None = None,
+    shadows: Shadows | ShadowPlan | None = None,
     margins: Mapping[str, float] | None = None,
     seed: int = 0,
     engine: Engine | None = None,
@@ -98,7 +98,8 @@ def audit(
         task: what the models are for; by default classification, with as many classes as the largest
             training label says.
         metrics: names, mappings or objects; by default those of ``evaluate`` without the costs.
-        controls, shadows, margins, cache: as in ``evaluate``.
+        shadows: reference models as in ``evaluate``, or the plan of those to be trained here by ``train``.
+        controls, margins, cache: as in ``evaluate``.
         name: what the report is called.
 
     Raises:
@@ -127,6 +128,8 @@ def audit(
         candidates += [
             replace(item, name=f"retrained {len(given) + i + 1}") for i, item in enumerate(trained)
         ]
+    if isinstance(shadows, ShadowPlan):
+        shadows = api.reference_shadows(shadows, recipe, split, session, cache)
     return api.compare(
         name,
         [*candidates, *judged],

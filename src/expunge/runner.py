@@ -80,6 +80,7 @@ class _Run:
         self.session = experiment.session(callbacks)
         self.pieces = _count(experiment)
         self.done = 0
+        self.ready: dict[str, Mapping[str, Tensor]] = {}
         self.base = key_of(
             facts(experiment.model),
             config.dump(experiment.task),
@@ -213,6 +214,8 @@ class _Run:
         """One run of a method; its first has the seed that it would have alone."""
         method = self.experiment.methods[method_name]
         session = self.session.child("unlearn", name, method_name, *([run] if run else []))
+        if method.prepares:
+            session = replace(session, prepared=self._prepared(method_name))
 
         def compute() -> tuple[dict[str, Any], nn.Module | None]:
             try:
@@ -224,8 +227,23 @@ class _Run:
 
         stage = key_of(key, method_name, facts(method), *([run] if run else []))
         what = f"{name} {method_name}" + (f" run {run + 1}" if run else "")
-        value, model = self._model(what, stage, compute)
+        value, model = self._model(what, stage, compute, lambda: method.blank(self._blank(), split))
         return Candidate(method_name, "unlearned", model, value["cost"], config.dump(method), value["error"])
+
+    def _prepared(self, method_name: str) -> Mapping[str, Tensor]:
+        """What a method makes once for all forget sets."""
+        if method_name not in self.ready:
+            experiment, method = self.experiment, self.experiment.methods[method_name]
+            session = self.session.child("prepare", method_name)
+
+            def compute() -> tuple[dict[str, Any], dict[str, Tensor]]:
+                with metered(session.engine.torch_device) as cost:
+                    tensors = method.prepare(experiment.sourced.train, experiment.task, session)
+                return {"cost": cost}, tensors
+
+            keep = partial(self._tensors, self.base)
+            self.ready[method_name] = keep(f"prepare {method_name}", (facts(method),), compute)
+        return self.ready[method_name]
 
     def _rows(
         self, name: str, key: str, candidates: Sequence[Candidate], split: Split
@@ -264,10 +282,14 @@ class _Run:
             return self.store.tensors(name, key, compute)[1]
 
     def _model(
-        self, name: str, key: str, compute: Callable[[], tuple[dict[str, Any], nn.Module | None]]
+        self,
+        name: str,
+        key: str,
+        compute: Callable[[], tuple[dict[str, Any], nn.Module | None]],
+        blank: Callable[[], nn.Module] | None = None,
     ) -> tuple[dict[str, Any], nn.Module | None]:
         with self._piece(name, key):
-            value, model = self.store.model(name, key, self._blank, compute)
+            value, model = self.store.model(name, key, blank or self._blank, compute)
         if model is None and value.get("error") is None:
             raise RunError(
                 f"the weights of '{name}' are gone from '{self.store.folder}'. Delete it and run again."
@@ -384,4 +406,6 @@ def _count(experiment: Experiment) -> int:
     models = experiment.retrained + len(experiment.methods)
     further = (experiment.repeats - 1) * len(experiment.methods) + len(experiment.controls)
     further += len(reference_models.treated_methods(experiment))
-    return 1 + (experiment.shadows is not None) + len(experiment.forget) * (3 + 2 * models + further)
+    prepared = sum(method.prepares for method in experiment.methods.values())
+    once = 1 + prepared + (experiment.shadows is not None)
+    return once + len(experiment.forget) * (3 + 2 * models + further)

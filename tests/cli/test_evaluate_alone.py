@@ -193,6 +193,28 @@ def test_functions_and_training_here(place: Path, capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.usefixtures("quick")
+def test_reference_models_controls_and_margins(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = (
+        "evaluate --data mine.py:data --task classification --forget ids.txt --directory out "
+        "--metrics '{kind: accuracy, part: test}, lira' --original mine:trained --unlearned mine:trained "
+        "--model mine.py:build --train '{epochs: 1}' --trainings 2 --controls constant "
+    )
+    assert command(line + "--shadows 4 --margins '{accuracy.test: 0.05, lira: 0.2}'") == 0
+    report = Report.read(Path("out/result.json"))
+    (table,) = report.tables
+    assert list(rows(report)) == ["original", "retrained 1", "retrained 2", "trained", "constant"]
+    assert rows(report)["trained"]["membership.forget.lira-auc"][1] is None
+    assert table.margin("accuracy.test") == 0.05
+    assert table.margin("membership.forget.lira-auc") == 0.2
+    assert len(list(Path("out/store").glob("shadows-*"))) == 1
+    capsys.readouterr()
+    assert command(line + "--margins '{lyra: 0.2}'") == 2
+    assert "called 'lyra'. Did you mean 'lira'?" in capsys.readouterr().err
+    assert command(line.replace("--train '{epochs: 1}' --trainings 2", "") + "--shadows 4") == 2
+    assert "shadows: needs --train" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("quick")
 def test_an_experiment_file_still_decides_everything(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     experiment = {
         "name": "mine",
@@ -202,21 +224,25 @@ def test_an_experiment_file_still_decides_everything(place: Path, capsys: pytest
         "train": {"epochs": 1},
         "forget": {"random": {"kind": "random_set", "size": 10}},
         "methods": {"finetune": {"epochs": 1}},
-        "metrics": ["accuracy"],
+        "metrics": ["accuracy", "lira"],
         "retrained": 2,
+        "shadows": {"count": 4},
+        "controls": ["constant"],
     }
     Path("mine.yaml").write_text(json.dumps(experiment))
     line = "evaluate mine.yaml --original before.safetensors --unlearned mine:trained --forget ids.txt "
     assert command(line + "--directory out") == 0
     report = Report.read(Path("out/result.json"))
     assert report.name == "mine"
-    assert list(rows(report)) == ["original", "retrained 1", "retrained 2", "trained"]
+    assert list(rows(report)) == ["original", "retrained 1", "retrained 2", "trained", "constant"]
+    assert rows(report)["trained"]["membership.forget.lira-auc"][1] is None
     assert command(line + "--directory out --retrained honest1.safetensors --metrics loss") == 0
     report = Report.read(Path("out/result.json"))
     assert {row: list(scores) for row, scores in rows(report).items()} == {
         "original": ["loss.forget"],
         "retrained 1": ["loss.forget"],
         "trained": ["loss.forget"],
+        "constant": ["loss.forget"],
     }
     capsys.readouterr()
     assert command(line + "--seed 4") == 2

@@ -52,6 +52,10 @@ def test_never_trained_without_a_recipe_asks_every_layer_to_initialise_itself() 
         torch.equal(a, b) for a, b in zip(fresh[0].parameters(), model[0].parameters(), strict=True)
     )
 
+    nested = nn.Sequential(nn.Sequential(nn.Sequential(nn.Linear(4, 3))))  # not the top level alone
+    fresh = controls.control("never_trained", subject(nested.eval()), Session(0))
+    assert not torch.equal(fresh[0][0][0].weight, nested[0][0][0].weight)
+
     class Bare(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -76,6 +76,17 @@ def test_a_constant_layer_has_no_cka() -> None:
         cka(np.ones((9, 2)), normal(9, 2))
 
 
+def test_examples_that_are_all_equally_far_from_each_other_have_no_unbiased_cka() -> None:
+    """Their unbiased HSIC is 0 but for rounding, and a ratio of roundings is no similarity."""
+    with pytest.raises(DataError, match="all 5 examples are equally far from each other"):
+        cka(np.eye(5), normal(5, 3))
+    assert 0 < cka(np.eye(5), normal(5, 3), unbiased=False) < 1
+    # an unbiased estimate of no similarity is below 0 half of the time, and never below -1
+    found = [cka(normal(6, 4, seed=s), normal(6, 4, seed=100 + s)) for s in range(40)]
+    assert -1 <= min(found) < -0.05
+    assert max(found) <= 1
+
+
 class Body(nn.Module):
     """Features ``x @ mix``, then a head."""
 

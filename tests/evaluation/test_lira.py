@@ -74,6 +74,17 @@ def test_offline_scores_do_not_become_equal_where_the_probability_rounds_to_one(
     assert low < high
 
 
+@pytest.mark.parametrize("attack", [LiRA(), LiRA(mode="offline"), LiRA(variance="per_example")])
+def test_models_that_all_agree_leave_a_finite_ratio(attack) -> None:
+    """A spread of 0 is taken for the least one there is; it is not divided by."""
+    members = torch.tensor([[1, 0], [1, 0], [0, 1], [0, 1]]).bool()
+    e = evidence([2.5, 1.0], [[2.0, 0.0], [2.0, 0.0], [1.0, 3.0], [1.0, 3.0]], members, 1)
+    found = torch.cat(attack.scores(e))
+    assert found.isfinite().all()
+    if attack.mode == "online":  # 2.5 is nearer to 2 than to 1, 1 nearer to 0 than to 3
+        assert found[0] > 0 > found[1]
+
+
 def test_auc_of_gaussian_margins_is_the_closed_form_and_the_loss_threshold_is_weaker() -> None:
     gap = 1.5
     e = gaussian(1, gap, count=64)

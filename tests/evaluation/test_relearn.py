@@ -115,6 +115,17 @@ def test_a_budget_that_ends_first_is_censored_or_a_reason() -> None:
     assert "no (other) retrained model" in Anamnesis(**STEP)(evidence(starting(0.5))).reason
 
 
+def test_a_step_that_overshoots_to_infinity_is_a_reason_and_a_broken_retrained_model_is_left_out() -> None:
+    wild = {**STEP, "optim": SGD(lr=1e30, momentum=0.0)}
+    score = RelearnTime(budget=1, tolerance=0.04, **wild)(evidence(starting(0.5)))
+    assert "becomes NaN or infinite while 'u' relearns. Choose a smaller learning rate" in score.reason
+    broken = evidence(starting(0.5), weight(math.nan), starting(1.0))
+    score = RelearnTime(tolerance=0.04, **STEP)(broken)
+    assert score.value == 2
+    assert score.details["retrained_curve"][0] == pytest.approx([0, 1.0], rel=1e-4)
+    assert "'r0' are NaN" in RelearnTime(tolerance=0.04, **STEP)(broken.of(broken.retrained[0])).reason
+
+
 def test_relearning_leaves_the_models_byte_for_byte_and_their_modes() -> None:
     def network() -> nn.Module:
         torch.manual_seed(0)

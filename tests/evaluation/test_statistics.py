@@ -176,3 +176,19 @@ def test_balanced_accuracy_of_known_cases() -> None:
     assert once == statistics.balanced_accuracy(infinite, np.zeros(100))
     with pytest.raises(DataError, match="there are 1 and 5"):
         statistics.balanced_accuracy(np.ones(1), np.zeros(5))
+
+
+def test_a_true_positive_rate_is_at_no_more_than_the_rate_asked_for() -> None:
+    """Not at the nearest rate there is, which may be a higher one."""
+    negatives = np.arange(10.0)
+    positives = np.array([7.5, 8.0, 8.5, 9.5])
+    # 0.19 of ten negatives allows one, the 9: the threshold is 8, which two of four exceed; the nearest
+    # rate, two of ten, would lower it to 7 and find all four
+    assert statistics.tpr_at(positives, negatives, 0.19)[0] == 0.5
+    assert statistics.tpr_at(positives, negatives, 0.2)[0] == 1.0
+    assert statistics.tpr_at(positives, negatives, 0.19)[1] == pytest.approx(statistics.rate(2, 4))
+    # equal scores are never split: two of four are allowed, the threshold lets none of the three 1s pass
+    assert statistics.tpr_at(np.array([1.0, 2.0]), np.array([0.0, 1.0, 1.0, 1.0]), 0.5)[0] == 0.5
+    with pytest.raises(DataError, match="needs at least 1000 non-members; there are 999"):
+        statistics.tpr_at(positives, np.arange(999.0), 0.001)
+    assert statistics.tpr_at(positives, np.arange(1000.0), 0.001)[0] == 0.0

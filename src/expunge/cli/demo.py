@@ -15,9 +15,10 @@ EXAMPLE = "expunge demo"
 def command(
     directory: Annotated[Path, typer.Option(help="Where the results go.")] = Path("runs/demo"),
 ) -> None:
-    """Shows everything on handwritten digits, in one to two minutes and without a download.
+    """Shows everything on handwritten digits, in a few minutes and without a download.
 
-    Trains a small network, lets eight methods forget a random set, a class and the hardest examples, and
-    judges each beside models that were retrained. Open the report.html whose path is printed at the end.
+    Trains a small network, lets eight methods forget a random set, a class, the hardest and the easiest
+    examples, and judges each beside models that were retrained. Open the report.html whose path is printed
+    at the end.
     """
     run.command("digits", directory=directory)

@@ -65,6 +65,32 @@ Train = Annotated[
 Trainings = Annotated[
     int | None, typer.Option(min=1, rich_help_panel=ALONE, help="How many --train trains.", show_default="3")
 ]
+References = Annotated[
+    int | None,
+    typer.Option(
+        "--shadows",
+        min=2,
+        metavar="N",
+        rich_help_panel=ALONE,
+        help="Reference models for lira and rmia, trained by --train on random halves of all data.",
+    ),
+]
+Controls = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAMES",
+        rich_help_panel=ALONE,
+        help="Models that must never win, in the table beside the others: collapsed,constant,never_trained.",
+    ),
+]
+Margins = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FIELDS",
+        rich_help_panel=ALONE,
+        help="Differences from retraining that are negligible: '{accuracy.test: 0.01}'.",
+    ),
+]
 Device = Annotated[
     str | None, typer.Option("--engine.device", rich_help_panel=ALONE, help="auto, cpu, cuda, cuda:1, …")
 ]
@@ -106,6 +132,9 @@ def command(
     task: Purpose = None,
     train: Train = None,
     trainings: Trainings = None,
+    shadows: References = None,
+    controls: Controls = None,
+    margins: Margins = None,
     device: Device = None,
     dtype: Dtype = None,
     seed: Seed = None,
@@ -118,7 +147,8 @@ def command(
     normalised.
 
     The models to compare with are given by --retrained or trained here, by --train or by the experiment file.
-    Without any of them there are values but no verdicts. Writes a report and its data.
+    Without any of them there are values but no verdicts. With an experiment file its data, network, task,
+    training, metrics, controls and margins are used. Writes a report and its data.
     """
     from expunge import foreign
     from expunge.cli.inputs import listed, writable
@@ -129,6 +159,7 @@ def command(
 
     alone = {
         "data": data, "model": model, "task": task, "train": train, "trainings": trainings,
+        "shadows": shadows, "controls": controls, "margins": margins,
         "engine.device": device, "engine.dtype": dtype, "seed": seed,
     }  # fmt: skip
     given = {name: value for name, value in alone.items() if value is not None}
@@ -157,8 +188,9 @@ def command(
 def _alone(given: Mapping[str, Any], ids: Tensor) -> dict[str, Any]:
     """What an audit needs, from the options alone."""
     from expunge import config, foreign
-    from expunge.cli.inputs import inline
+    from expunge.cli.inputs import inline, listed
     from expunge.data.split import Split
+    from expunge.evaluation.shadows import ShadowPlan
     from expunge.training.engine import Engine
 
     if "data" not in given:
@@ -167,6 +199,11 @@ def _alone(given: Mapping[str, Any], ids: Tensor) -> dict[str, Any]:
         raise ConfigError("says how many models --train trains, and there is no --train.", "trainings")
     if "train" in given and "model" not in given:
         raise ConfigError("needs --model, the network to train.", "train")
+    if "shadows" in given and "train" not in given:
+        raise ConfigError("needs --train, which says how they are trained.", "shadows")
+    margins = inline("margins", given.get("margins")) or {}
+    if not isinstance(margins, dict):
+        raise ConfigError("write a mapping, for example '{accuracy.test: 0.01}'.", "margins")
     values = {name: inline(name, given[name]) for name in ("data", "model", "task", "train") if name in given}
     sourced = foreign.read_data(values["data"])
     task = foreign.read_task(values.get("task"), sourced.train)
@@ -180,6 +217,9 @@ def _alone(given: Mapping[str, Any], ids: Tensor) -> dict[str, Any]:
         "model": values.get("model"),
         "train": values.get("train"),
         "trainings": given.get("trainings", 3),
+        "shadows": ShadowPlan(count=given["shadows"]) if "shadows" in given else None,
+        "controls": listed("controls", given["controls"]) if "controls" in given else (),
+        "margins": margins,
         "seed": given.get("seed", 0),
         "engine": config.parse(Engine, engine, "engine"),
         "name": "evaluation",
@@ -204,6 +244,7 @@ def _of(
         "trainings": 0 if retrained else setup.retrained,
         "metrics": setup.metrics,
         "controls": setup.controls,
+        "shadows": setup.shadows,
         "margins": setup.margins,
         "seed": setup.seed,
         "engine": setup.engine,

@@ -27,8 +27,9 @@ def command(
 ) -> None:
     """Lists everything that an experiment can name, each with a description.
 
-    Without an argument all kinds are listed. With --json each entry also has its fields: their names, types,
-    defaults, and which of them are required.
+    Without an argument all kinds are listed. A name stands for itself where all its fields have defaults,
+    such as svc; else it is the kind of a mapping, such as {kind: accuracy, part: test}. With --json each
+    entry also has its fields: their names, types, defaults, and which of them are required.
     """
     if kind is not None and kind not in KINDS:
         raise ConfigError(f"unknown kind '{kind}'.{did_you_mean(kind, KINDS)}")

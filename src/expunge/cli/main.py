@@ -72,7 +72,8 @@ def about(
 
     Makes a trained model forget examples, and measures against retrained models whether it has.
 
-    An experiment is one YAML file; its values can be set on the command line as key=value.
+    An experiment is one YAML file; its values can be set on the command line as key=value. What it can name
+    is shown by: expunge list. Models that were made elsewhere are judged by: expunge evaluate.
     """
 
 

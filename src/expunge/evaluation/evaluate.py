@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from expunge.data.split import Split
-from expunge.errors import ExpungeError, MissingEvidence
+from expunge.errors import ConfigError, ExpungeError, MissingEvidence, did_you_mean
 from expunge.evaluation import breakdown, controls
 from expunge.evaluation.attacks.loss_threshold import LossThreshold
 from expunge.evaluation.attacks.membership import SVC, Threshold
 from expunge.evaluation.attacks.relearn import RelearnTime
 from expunge.evaluation.evidence import Evidence, Subject
-from expunge.evaluation.metric import Metric
+from expunge.evaluation.metric import Metric, registered
 from expunge.evaluation.metrics.cka import CKA
 from expunge.evaluation.metrics.cost import Cost
 from expunge.evaluation.metrics.distance import AverageGap, JensenShannon
@@ -90,6 +90,26 @@ def evaluate(
         MissingEvidence: there is no original among the candidates.
     """
     return list(Evaluation(candidates, split, task, session, shadows).rows(metrics))
+
+
+def check_margins(margins: Mapping[str, float], metrics: Sequence[Metric], evidence: Evidence) -> None:
+    """Refuses a margin that belongs to no score that will be measured.
+
+    Raises:
+        ConfigError: with the names that there are.
+    """
+    known = set()
+    for metric in metrics:
+        name, part, variant = metric.labels(evidence)
+        known |= {".".join(word for word in (name, part, variant) if word), name.replace(" ", "_")}
+        known |= {registered(metric)} - {""}
+    for key in margins:
+        if key not in known:
+            raise ConfigError(
+                f"nothing that is measured is called '{key}'.{did_you_mean(key, known)} "
+                f"Name a metric, a score or the id of one: {', '.join(sorted(known))}.",
+                "margins",
+            )
 
 
 class Evaluation:

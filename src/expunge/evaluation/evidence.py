@@ -30,7 +30,7 @@ class Reading:
     """What one model said about the examples of one part, in the order of the part's ids.
 
     Shapes: ``outputs`` ``(N, …)`` float32 on the CPU; ``loss``, ``score``, ``log_likelihood`` and
-    ``margin`` (the logit-scaled confidence) ``(N,)``.
+        ``margin`` (the logit-scaled confidence) ``(N,)``.
     """
 
     outputs: Tensor
@@ -133,7 +133,10 @@ class Subject:
         return {name: torch.cat(values) for name, values in rows.items()}
 
     def _forward(self, part: str) -> Reading:
-        rows = self._outputs(self.parts[part], keep=True)
+        try:
+            rows = self._outputs(self.parts[part], keep=True)
+        except DataError as error:
+            raise DataError(f"{self.name}: {error}") from None
         reading = Reading(*(torch.cat(column) for column in zip(*rows, strict=True)))
         self.session.emit(Event("evaluated", f"{self.name}: {part}"))
         return reading

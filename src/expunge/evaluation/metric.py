@@ -49,7 +49,7 @@ class Metric(ABC):
         try:
             score = evidence.score(self)
             error, df = _error(self, score, evidence)
-            return replace(score, error=error, df=df, metric=_registered(self))
+            return replace(score, error=error, df=df, metric=registered(self))
         except ExpungeError as error:
             name, part, variant = self.labels(evidence)
             return Score(
@@ -61,11 +61,11 @@ class Metric(ABC):
                 target=self.target,
                 unit=self.counts(),
                 reason=str(error),
-                metric=_registered(self),
+                metric=registered(self),
             )
 
 
-def _registered(metric: Metric) -> str:
+def registered(metric: Metric) -> str:
     """Its name in the registry; empty for a metric that was handed over without being registered."""
     try:
         return metrics.name_of(metric)
@@ -81,8 +81,7 @@ def _error(metric: Metric, score: Score, evidence: Evidence) -> tuple[float | No
     direction is added (Bonett and Price, 2012), so that models that agree on every example of a small
     part do not count as known to agree everywhere. Without such values it is the interval's width / 3.92.
     """
-    width = (score.interval[1] - score.interval[0]) / 3.92 if score.interval else None
-    plain = (width, float(score.n - 1)) if width is not None and score.n > 1 else (None, None)
+    plain = score.from_interval
     mine = score.per_example
     others = [other for other in evidence.retrained if other is not evidence.subject]
     if mine is None or not others or len(mine) < 2 or score.part not in evidence.parts:

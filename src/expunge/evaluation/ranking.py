@@ -52,7 +52,7 @@ def utility(table: Table) -> str | None:
         for part in ("test", "retain"):
             for id_, score in table.columns().items():
                 anchor = table.anchors.get(id_)
-                if anchor is None or score.part != part or _measures(score) != metric:
+                if anchor is None or score.part != part or measures(score) != metric:
                     continue
                 room = abs(anchor.retrained - _floor(table, id_, metric))
                 if HEADROOM * anchor.noise < room < math.inf:
@@ -60,7 +60,7 @@ def utility(table: Table) -> str | None:
     return None
 
 
-def _measures(score: Score) -> str:
+def measures(score: Score) -> str:
     """``accuracy`` for the task's score, ``loss`` for the loss; results of before had no registry names."""
     if score.metric:
         return score.metric
@@ -79,10 +79,10 @@ def broken(table: Table, row: Row) -> str | None:
     anchor, score = table.anchors[id_], row.scores.get(id_)
     if score is None or score.reason:
         return f"its {anchor.title} could not be computed"
-    measures = _measures(score)
-    floor = _floor(table, id_, measures)
+    kind = measures(score)
+    floor = _floor(table, id_, kind)
     room = anchor.retrained - floor
-    if (room <= 0) == (measures == "accuracy"):
+    if (room <= 0) == (kind == "accuracy"):
         return f"on {score.title} retraining is no better than always giving one answer"
     kept = (score.value - floor) / room
     if kept >= UTILITY_KEPT:

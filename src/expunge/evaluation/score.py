@@ -75,6 +75,13 @@ class Score:
         text = f"{self.part} {self.name}".strip()
         return f"{text} ({self.variant})" if self.variant else text
 
+    @property
+    def from_interval(self) -> tuple[float | None, float | None]:
+        """Standard error and degrees of freedom as its interval has them: width / 3.92 and ``n − 1``."""
+        if self.interval is None or self.n < 2:
+            return None, None
+        return (self.interval[1] - self.interval[0]) / 3.92, float(self.n - 1)
+
     def to_json(self) -> dict[str, Any]:
         return {
             "name": self.name,

@@ -218,7 +218,7 @@ class Shadows:
 
 def _positions(ids: Tensor, known: Tensor, part: str) -> Tensor:
     ordered, order = known.sort()
-    rows = torch.searchsorted(ordered, ids).clamp(max=len(known) - 1)
+    rows = torch.searchsorted(ordered, ids.contiguous()).clamp(max=len(known) - 1)
     absent = ids[ordered[rows] != ids]
     if len(absent):
         raise DataError(

@@ -185,7 +185,10 @@ class Table:
         return stated if stated is not None else verdict.MARGIN * self.anchors[id_].noise
 
     def _stated(self, id_: str) -> float | None:
-        return self.margins.get(id_, self.margins.get(id_.split(".")[0].replace(" ", "_")))
+        """By the id of the score, by its name, or by the metric's."""
+        score = self.columns()[id_]
+        keys = (id_, score.name.replace(" ", "_"), score.metric)
+        return next((self.margins[key] for key in keys if key in self.margins), None)
 
     def verdicts(self, row: Row) -> Mapping[str, Verdict]:
         """Equivalent, different or inconclusive, for each metric of a row that has an anchor.
@@ -275,11 +278,14 @@ def _anchor(original: Score, references: list[Score]) -> Anchor:
 
 
 def _comparison(score: Score, anchor: Anchor, margin: float, relative: bool) -> Comparison:
+    error, df = score.error, score.df
+    if error is None:  # results of before did not keep it
+        error, df = score.from_interval
     return Comparison(
         value=score.value,
         retrained=anchor.values,
-        error=score.error or 0.0,
-        df=max(score.df or 1.0, 1.0),
+        error=error or 0.0,
+        df=max(df or 1.0, 1.0),
         n=max(score.n, 1),
         margin=margin,
         relative=relative,

@@ -1,4 +1,4 @@
-"""What a method is: objectives that the one loop minimises, one-shot edits, exact methods."""
+"""What a method is: objectives that the one loop minimises, one-shot edits, guards, exact methods."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from expunge import seeding
+from expunge.data.arrays import Data
 from expunge.data.split import Split
 from expunge.errors import ConfigError, Diverged
+from expunge.methods.classes import forgotten_classes
 from expunge.registry import Registry
 from expunge.tasks.base import Task
 from expunge.training.loop import Pass, Plan, optimise
@@ -32,6 +34,36 @@ class Method(ABC):
     needs_recipe: ClassVar[bool] = False
     """Whether the session must bring the recipe that the original was trained with."""
 
+    forgets: ClassVar[Literal["examples", "classes"]] = "examples"
+    """``classes`` where only whole classes can be forgotten."""
+
+    prepares: ClassVar[bool] = False
+    """Whether something is made once, before any request, and shared by all of them: see ``prepare``."""
+
+    def check(self, split: Split, task: Task) -> None:
+        """Refuses a forget set or a task that can be known to be wrong before anything is trained.
+
+        Raises:
+            Unsupported: for example single examples where only classes can be forgotten.
+        """
+        if self.forgets == "classes":
+            forgotten_classes(split, task)
+
+    def prepare(self, train: Data, task: Task, session: Session) -> dict[str, Tensor]:
+        """What is made once of all training data: reference models, shards, their checkpoints.
+
+        It arrives as ``session.prepared``; where that is None ``unlearn`` calls this itself, and a
+        caller with several requests pays for it once.
+
+        Raises:
+            MissingEvidence: no recipe to train by.
+        """
+        return {}
+
+    def blank(self, model: nn.Module, split: Split) -> nn.Module:
+        """A model built like the result, for saved weights to be read into; by default like the original."""
+        return model
+
     @abstractmethod
     def unlearn(self, model: nn.Module, split: Split, task: Task, session: Session) -> nn.Module:
         """A new model that has forgotten ``split.forget``; the model passed in is never changed.
@@ -45,7 +77,12 @@ class Method(ABC):
 methods: Registry[Method] = Registry(
     "method",
     Method,  # type: ignore[type-abstract]
-    ("expunge.methods.gradient", "expunge.methods.edits", "expunge.methods.exact"),
+    (
+        "expunge.methods.gradient",
+        "expunge.methods.edits",
+        "expunge.methods.guards",
+        "expunge.methods.exact",
+    ),
 )
 
 
@@ -90,6 +127,7 @@ class GradientMethod(Method):
         return None
 
     def unlearn(self, model: nn.Module, split: Split, task: Task, session: Session) -> nn.Module:
+        self.check(split, task)
         plan = Plan(
             what=methods.name_of(self),
             objective=self.objective,
@@ -117,6 +155,7 @@ class Edit(Method):
     scope: Scope = Everything()
 
     def unlearn(self, model: nn.Module, split: Split, task: Task, session: Session) -> nn.Module:
+        self.check(split, task)
         edited = session.engine.copy(model)
         names = self.scope.names(edited)
         with seeding.seeded(seeding.derive(session.seed, "edit")):
@@ -129,3 +168,10 @@ class Edit(Method):
     @abstractmethod
     def edit(self, model: nn.Module, names: list[str], split: Split, task: Task, session: Session) -> None:
         """Changes the named parameters of ``model``, a copy, in place."""
+
+
+class Guard(Method):
+    """The weights stay as they are; what the model is asked, or what it answers, changes at inference.
+
+    ``unlearn`` returns a module that holds a copy of the model and what was learned beside it.
+    """

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from expunge.evaluation import ranking
 from expunge.evaluation.score import Score
 from expunge.evaluation.table import Anchor, Role, Row, Table
 from expunge.evaluation.verdict import Verdict
@@ -159,9 +160,10 @@ def columns(table: Table) -> dict[str, Column]:
 
 
 def utility(found: dict[str, Column]) -> Column | None:
-    """The first metric of the test examples that is a fraction, or the first of any unit."""
+    """The task's score on the test examples, else the loss on them."""
     tested = [column for column in found.values() if column.score.part == "test"]
-    return next((column for column in tested if column.unit == "fraction"), tested[0] if tested else None)
+    ordered = (c for kind in ("accuracy", "loss") for c in tested if ranking.measures(c.score) == kind)
+    return next(ordered, None)
 
 
 def on_forget(found: dict[str, Column]) -> Column | None:

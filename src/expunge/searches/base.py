@@ -52,6 +52,11 @@ class Search(ABC):
             DataError, Unsupported: as ``search``.
         """
 
+    @property
+    def gives_classes(self) -> bool:
+        """Whether its sets are whole classes, which some methods need."""
+        return False
+
     def baseline(self) -> Search | None:
         """The cheaper search that this one should beat; their overlap is reported."""
         return None

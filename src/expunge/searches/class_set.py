@@ -31,6 +31,10 @@ class ClassSet(Search):
         if not self.classes:
             raise ConfigError("name at least one class, for example [3].", "classes")
 
+    @property
+    def gives_classes(self) -> bool:
+        return True
+
     def check(self, train: Data, task: Task) -> None:
         self._rows(train, task)
 

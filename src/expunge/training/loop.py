@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,12 +15,13 @@ from expunge.data.split import Split
 from expunge.errors import Diverged, Unsupported
 from expunge.tasks.base import Task
 from expunge.training.modifier import Gradients, Modifier
-from expunge.training.optim import Optim
+from expunge.training.optim import ForwardOnly, Optim
 from expunge.training.scope import Everything, Scope
 from expunge.training.session import Event, Session
 from expunge.training.step import Original, Part, Step, View
 
-Objective = Callable[[Step], dict[str, Tensor]]
+Terms = dict[str, Tensor]
+Objective = Callable[[Step], Terms]
 """Named scalar terms; their sum is minimised."""
 
 PROBE = "probe"
@@ -91,6 +92,8 @@ class _Run:
         self.flags = {name: p.requires_grad for name, p in copy.named_parameters()}
         self.model = plan.scope.enter(copy)
         self.trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        if isinstance(plan.optim, ForwardOnly):
+            _check_still(self.model, plan.mode)
         self.optimizer = plan.optim.optimizer(self.trained.values())
         self.protect = any(m.protects_retain for m in plan.modifiers)
         self.separate = any(m.separate for m in plan.modifiers)
@@ -178,16 +181,22 @@ class _Run:
         total: dict[str, Gradients] = {}
         logged: dict[str, Tensor] = {}
         for weights, chunk in _chunks(drawn, self.engine.accumulate):
-            views = {part: View(part, batch, *shared) for part, batch in chunk.items()}
-            step = Step(pass_.over, views, self.model, epoch, index, self.total, self.plan.state)
-            terms = {
-                name: weights.get("retain" if name == PROBE else name, weights[pass_.over]) * value
-                for name, value in self._probed(self.plan.objective(step), step).items()
-            }
+
+            def evaluate(weights: dict[str, float] = weights, chunk: dict[Part, Batch] = chunk) -> Terms:
+                views = {part: View(part, batch, *shared) for part, batch in chunk.items()}
+                step = Step(pass_.over, views, self.model, epoch, index, self.total, self.plan.state)
+                return {
+                    name: weights.get("retain" if name == PROBE else name, weights[pass_.over]) * value
+                    for name, value in self._probed(self.plan.objective(step), step).items()
+                }
+
+            if isinstance(self.plan.optim, ForwardOnly):
+                terms = self._estimate(total, evaluate, self.plan.optim)
+            else:
+                terms = self._add(total, evaluate())
             for name, value in terms.items():
                 if name != PROBE:
                     logged[name] = logged.get(name, 0) + value.detach()
-            self._add(total, terms)
         for modifier, state in zip(self.plan.modifiers, self.states, strict=True):
             total = modifier.gradients(total, state, self.optimizer)
         total.pop(PROBE, None)
@@ -199,19 +208,40 @@ class _Run:
             return {**terms, PROBE: step.retain.loss.mean()}
         return terms
 
-    def _add(self, total: dict[str, Gradients], terms: dict[str, Tensor]) -> None:
+    def _add(self, total: dict[str, Gradients], terms: Terms) -> Terms:
         """Adds the gradients of one part of a batch; one backward pass unless terms stay apart."""
-        if not self.separate:
-            terms = {"total": torch.stack(list(terms.values())).sum()}
+        parts = terms if self.separate else {"total": torch.stack(list(terms.values())).sum()}
         names, parameters = list(self.trained), list(self.trained.values())
-        for i, (name, value) in enumerate(terms.items()):
+        for i, (name, value) in enumerate(parts.items()):
             if not value.requires_grad:
                 raise Unsupported(f"the term '{name}' does not depend on any parameter that may move.")
-            found = torch.autograd.grad(value, parameters, retain_graph=i < len(terms) - 1, allow_unused=True)
+            found = torch.autograd.grad(value, parameters, retain_graph=i < len(parts) - 1, allow_unused=True)
             known = total.setdefault(name, {})
             for key, gradient in zip(names, found, strict=True):
                 if gradient is not None:
                     known[key] = known[key] + gradient if key in known else gradient
+        return terms
+
+    def _estimate(
+        self, total: dict[str, Gradients], evaluate: Callable[[], Terms], optim: ForwardOnly
+    ) -> Terms:
+        """Adds gradients that were estimated from values alone; every value is of the same draws."""
+        state = self.draws.get_state()
+
+        def again() -> Terms:
+            self.draws.set_state(state)
+            with torch.no_grad():
+                return evaluate()
+
+        terms = again()
+        after = self.draws.get_state()
+        estimates = optim.estimate(again, terms, self.trained, self.optimizer)
+        self.draws.set_state(after)
+        if not self.separate:
+            estimates = {"total": _sum(estimates.values())}
+        for name, gradients in estimates.items():
+            total[name] = _sum((total.get(name, {}), gradients))
+        return terms
 
     def _apply(self, terms: dict[str, Gradients]) -> None:
         for name, parameter in self.trained.items():
@@ -248,6 +278,14 @@ class _Run:
         return model.eval()
 
 
+def _sum(found: Iterable[Gradients]) -> Gradients:
+    total: Gradients = {}
+    for gradients in found:
+        for key, gradient in gradients.items():
+            total[key] = total[key] + gradient if key in total else gradient
+    return total
+
+
 def _chunks(batches: dict[Part, Batch], parts: int) -> list[tuple[dict[str, float], dict[Part, Batch]]]:
     """Splits the batches of one step into at most ``parts`` pieces, each with its share of every part."""
     sizes = {part: len(batch["ids"]) for part, batch in batches.items()}
@@ -262,3 +300,17 @@ def _chunks(batches: dict[Part, Batch], parts: int) -> list[tuple[dict[str, floa
 def _split(batch: Batch, count: int) -> list[Batch]:
     columns = {name: torch.tensor_split(column, count) for name, column in batch.items()}
     return [{name: column[i] for name, column in columns.items()} for i in range(count)]
+
+
+def _check_still(model: nn.Module, mode: str) -> None:
+    """Refuses a model of which two forward passes over one batch differ by more than their weights.
+
+    Raises:
+        Unsupported: BatchNorm or dropout in training mode.
+    """
+    moving = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+    if mode == "train" and any(isinstance(module, moving) for module in model.modules()):
+        raise Unsupported(
+            "an optimiser that compares forward passes needs passes that differ by the weights alone, and "
+            "BatchNorm and dropout change from one to the next in training mode. Set mode=eval."
+        )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from expunge.errors import ConfigError
 from expunge.registry import Registry
@@ -63,6 +63,27 @@ class Optim(ABC):
         if self.schedule == "multistep":
             return 0.1 ** sum(done >= milestone for milestone in self.milestones)
         return 1.0
+
+
+class ForwardOnly(Optim):
+    """An optimiser whose gradients are estimated from the values of forward passes, not by autograd."""
+
+    @abstractmethod
+    def estimate(
+        self,
+        evaluate: Callable[[], dict[str, Tensor]],
+        terms: Mapping[str, Tensor],
+        parameters: Mapping[str, nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+    ) -> dict[str, dict[str, Tensor]]:
+        """A gradient of each term for each parameter.
+
+        Args:
+            evaluate: the terms at the parameters as they stand now, on the same batch and draws. Every
+                parameter must be back where it was when this method returns.
+            terms: their values at the parameters as they were handed over.
+            optimizer: for what is to be kept between steps, in ``optimizer.state``.
+        """
 
 
 optimisers: Registry[Optim] = Registry(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
+from torch import Tensor
 
 from expunge import seeding
 from expunge.training.engine import Engine
@@ -39,12 +40,16 @@ Callback = Callable[[Event], None]
 
 @dataclass(frozen=True)
 class Session:
-    """One call's seed, engine, listeners and recipe. Immutable; ``child`` gives a part its own seed."""
+    """One call's seed, engine, listeners and recipe. Immutable; ``child`` gives a part its own seed.
+
+    ``prepared`` is what the method at hand made beforehand of all training data, if it did.
+    """
 
     seed: int = 0
     engine: Engine = Engine()
     callbacks: tuple[Callback, ...] = ()
     recipe: Recipe | None = None
+    prepared: Mapping[str, Tensor] | None = None
 
     def child(self, *names: object) -> Session:
         """The same session with a seed derived for one purpose."""

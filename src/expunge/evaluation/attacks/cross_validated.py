@@ -153,6 +153,6 @@ class CrossValidated(Metric):
             splits = StratifiedKFold(n_splits=self.folds, shuffle=True, random_state=state)
         right = []
         for fitted, judged in splits.split(losses, sides):
-            model = LogisticRegression().fit(losses[fitted], sides[fitted])
+            model = LogisticRegression(random_state=0).fit(losses[fitted], sides[fitted])
             right.append(model.predict(losses[judged]) == sides[judged])
         return np.concatenate(right)

@@ -45,6 +45,6 @@ class EntropyLogistic(Membership):
         from sklearn.linear_model import LogisticRegression
 
         sides = np.repeat([1.0, 0.0], [len(retain), len(test)])
-        model = LogisticRegression(C=2.0, class_weight="balanced", solver="lbfgs")
+        model = LogisticRegression(C=2.0, class_weight="balanced", solver="lbfgs", random_state=0)
         model.fit(torch.cat([retain, test]).numpy()[:, None], sides)
         return torch.from_numpy(model.predict(forget.numpy()[:, None])).eq(1)

@@ -115,7 +115,7 @@ class Detector:
         self.mean, self.spread = rows.mean(0), rows.std(0)
         self.spread[self.spread < 1e-12] = 1.0
         sides = np.arange(len(rows)) < len(positives)
-        self.machine = LogisticRegression(class_weight="balanced", max_iter=500)
+        self.machine = LogisticRegression(class_weight="balanced", max_iter=500, random_state=0)
         self.machine.fit(self._columns(rows), sides)
 
     def __call__(self, rows: Floats) -> Floats:

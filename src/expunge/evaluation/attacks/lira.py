@@ -21,7 +21,7 @@ LEAST_SPREAD = 1e-6
 @metrics.register("lira")
 @dataclass(frozen=True, kw_only=True)
 class LiRA(Shadowed):
-    """Is this example's confidence that of models which were trained on it, or of models which were not?
+    """Whether a confidence is that of models trained on the example, or of models trained without it.
 
     With ``φ = log p/(1 − p)`` the subject's logit-scaled confidence in the true label, and Gaussians
     fitted to the same quantity of the shadow models trained with the example (in) and without it (out),

@@ -86,5 +86,6 @@ class LossSVC(Metric):
             )
         scale = 1.0 if conforming else spread
         labels = torch.cat([torch.ones(n), torch.zeros(n)])
-        machine = svm.SVC(C=3.0, gamma="auto", kernel="rbf").fit((known / scale).view(-1, 1), labels)
+        machine = svm.SVC(C=3.0, gamma="auto", kernel="rbf", random_state=0)
+        machine.fit((known / scale).view(-1, 1), labels)
         return torch.from_numpy(machine.predict((errors["forget"] / scale).view(-1, 1))).eq(1)

@@ -129,7 +129,7 @@ class SVC(Membership):
 
         points, weights = zip(*(self._points(values[:n].numpy()) for values in (retain, test)), strict=True)
         sides = np.repeat([1.0, 0.0], [len(values) for values in points])
-        machine = svm.SVC(C=3.0, gamma="auto", kernel="rbf")
+        machine = svm.SVC(C=3.0, gamma="auto", kernel="rbf", random_state=0)
         machine.fit(np.concatenate(points), sides, sample_weight=np.concatenate(weights))
         judged = forget.numpy().reshape(len(forget), -1)
         return torch.from_numpy(machine.predict(judged)).eq(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from expunge.data.arrays import batch_count, fixed_order
-from expunge.errors import ConfigError, DataError
+from expunge.errors import ConfigError, DataError, ExpungeError
 from expunge.evaluation import statistics
 from expunge.evaluation.evidence import Evidence
 from expunge.evaluation.metric import Metric, metrics
@@ -95,6 +96,9 @@ class Relearning(Metric):
 
         Args:
             on: the parts that are trained on, together.
+
+        Raises:
+            DataError: the loss does not stay finite.
         """
         original, mine = (
             float(subject.read("forget").loss[:WATCHED].double().mean())
@@ -109,6 +113,11 @@ class Relearning(Metric):
             if key not in known:
                 known[key] = (mine, *self._losses(evidence, goal, on, repeat))
             found.append(known[key])
+        if not np.isfinite(np.concatenate(found)).all():
+            raise DataError(
+                f"the forget loss becomes NaN or infinite while '{evidence.subject.name}' relearns. Choose a "
+                "smaller learning rate for this metric."
+            )
         return Runs(tuple(found), goal)
 
     def details(self, evidence: Evidence, runs: Runs, others: Sequence[Runs]) -> dict[str, Any]:
@@ -191,7 +200,6 @@ class RelearnTime(Relearning):
         interval = statistics.mean_of_few(runs.steps)
         if interval is not None:
             interval = (max(interval[0], 0.0), min(interval[1], float(self.budget)))
-        others = [other for other in evidence.retrained if other is not evidence.subject]
         return Score(
             name="relearn time",
             part="forget",
@@ -201,10 +209,17 @@ class RelearnTime(Relearning):
             target="retrained",
             unit="steps",
             censored=runs.censored,
-            details=self.details(
-                evidence, runs, [self.runs(evidence.of(other), self.tolerance) for other in others]
-            ),
+            details=self.details(evidence, runs, self._others(evidence)),
         )
+
+    def _others(self, evidence: Evidence) -> list[Runs]:
+        """The (other) retrained models' runs, of those that can be trained; the rows of the rest say why."""
+        found = []
+        for other in evidence.retrained:
+            if other is not evidence.subject:
+                with contextlib.suppress(ExpungeError):
+                    found.append(self.runs(evidence.of(other), self.tolerance))
+        return found
 
 
 @metrics.register("anamnesis")

@@ -18,7 +18,7 @@ from expunge.evaluation.shadows import Shadows
 @metrics.register("rmia")
 @dataclass(frozen=True, kw_only=True)
 class RMIA(Shadowed):
-    """Has this example gained more, over what reference models give it, than examples of the population?
+    """Whether an example gains more over what reference models give it than the population does.
 
     ``ratio(x) = p_θ(x) / p̄(x)`` with ``p`` the probability of the true label; the score is the share of
     population examples ``z`` with ``ratio(x) / ratio(z) > γ``. Online ``p̄ = ½ (p̄_in + p̄_out)``, the means

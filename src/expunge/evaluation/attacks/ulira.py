@@ -16,7 +16,7 @@ from expunge.evaluation.shadows import Shadows
 @metrics.register("ulira")
 @dataclass(frozen=True, kw_only=True)
 class ULiRA(LiRA):
-    """Was this example trained on and then unlearned, or never seen at all?
+    """Whether an example was trained on and then unlearned, or was never seen at all.
 
     The score is LiRA's, with the shadow models treated by the unlearning method: in are the models
     that were trained on the example and then unlearned it, out those that never had it and unlearned

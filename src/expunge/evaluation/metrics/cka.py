@@ -66,6 +66,8 @@ class CKA(Metric):
         if self.limit < 4:
             raise ConfigError(f"must be at least 4, got {self.limit}.", "limit")
 
+    unit = "index"
+
     def labels(self, evidence: Evidence) -> tuple[str, str, str]:
         biased = "-conformance" if self.definition == "conformance" else ""
         return "CKA", self.part, f"linear-{self.against}{biased}"
@@ -92,7 +94,7 @@ class CKA(Metric):
             interval=self._interval(evidence, mine[last], [other[last] for other in theirs], layers[last]),
             n=n,
             target="retrained",
-            unit="fraction",
+            unit="index",
             details={"layers": layers},
         )
 
@@ -129,14 +131,20 @@ def cka(x: Floats, y: Floats, unbiased: bool = True) -> float:
     """Linear CKA of two representations ``(n, C)`` and ``(n, D)`` of the same ``n`` examples.
 
     Raises:
-        DataError: a representation is the same for all examples, or too noisy for the unbiased
-            estimator to find its own variance.
+        DataError: a representation is the same for all examples, or (unbiased) all are equally far
+            from each other.
     """
     x, y = (_scaled(values) for values in (x, y))
-    within = hsic(x, x, unbiased) * hsic(y, y, unbiased)
-    if not (within > 0 and np.isfinite(within)) or not (x.any() and y.any()):
+    if not (x.any() and y.any()):
         raise DataError("a layer's activations are the same for all examples, so CKA is not defined.")
-    return float(hsic(x, y, unbiased) / np.sqrt(within))
+    own = [hsic(values, values, unbiased) for values in (x, y)]
+    whole = [hsic(values, values, unbiased=False) / len(x) ** 2 for values in (x, y)]
+    if not all(value > 1e-9 * scale for value, scale in zip(own, whole, strict=True)):
+        raise DataError(
+            f"in a layer all {len(x)} examples are equally far from each other, so the unbiased CKA is not "
+            "defined. Give more examples."
+        )
+    return float(hsic(x, y, unbiased) / np.sqrt(own[0] * own[1]))
 
 
 def hsic(x: Floats, y: Floats, unbiased: bool = True) -> float:

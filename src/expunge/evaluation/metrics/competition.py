@@ -163,7 +163,7 @@ def _in_sample(unlearned: Floats, retrained: Floats) -> float:
     if np.median(retrained) <= np.median(unlearned):
         larger, smaller = smaller, larger
     low, high = min(larger[0], smaller[0]), max(larger[-1], smaller[-1])
-    cuts = np.linspace(low, high, math.ceil((high - low) * PER_UNIT))
+    cuts = _reached(np.concatenate([larger, smaller]), low, high)
     missed = np.searchsorted(larger, cuts)
     wrong = len(smaller) - np.searchsorted(smaller, cuts)
     single = _published(len(larger), len(smaller))[wrong, missed].max(initial=-np.inf)
@@ -176,6 +176,17 @@ def _in_sample(unlearned: Floats, retrained: Floats) -> float:
     places = _between(wide, left, right) * (len(narrow) + 1) + missed
     double = _published(len(narrow), len(wide)).ravel().take(places).max()
     return float(max(single, double, 0.0))
+
+
+def _reached(values: Floats, low: float, high: float) -> Floats:
+    """Of the grid's equal steps from ``low`` to ``high`` those next to a value: no other cut differs."""
+    count = math.ceil((high - low) * PER_UNIT)
+    if count < 2:
+        return np.full(count, low)
+    step = (high - low) / (count - 1)
+    nearest = np.round((values - low) / step)
+    places = np.unique(np.clip(nearest[:, None] + [-1, 0, 1], 0, count - 1))
+    return np.where(places == count - 1, high, low + places * step)
 
 
 def _between(ordered: Floats, left: Floats, right: Floats) -> Counts:

@@ -72,6 +72,8 @@ class HeadOnly(Metric):
     repeats: int = 10
     limit: int = 2000
 
+    unit = "index"
+
     def labels(self, evidence: Evidence) -> tuple[str, str, str]:
         return "head-only forgetting", "forget", f"{self.shots}-shot" if self.shots else "all-labels"
 
@@ -88,7 +90,7 @@ class HeadOnly(Metric):
             interval=statistics.percentile(outputs.draws() - features.draws()),
             n=len(outputs.subject),
             target="retrained",
-            unit="fraction",
+            unit="index",
             details={
                 "outputs": outputs.done,
                 "features": features.done,

@@ -82,7 +82,7 @@ class InterclassConfusion(Metric):
 @metrics.register("corrected_accuracy")
 @dataclass(frozen=True, kw_only=True)
 class CorrectedAccuracy(Metric):
-    """Accuracy on manipulated examples by their clean labels: is the fault corrected?
+    """Accuracy on manipulated examples by their clean labels: whether the fault is corrected.
 
     ``mean_{i∈S} 1[argmax f(x_i) = ỹ_i]``, ``ỹ`` the column ``clean_targets``, the inputs as they were
     trained on. ``S`` is, of the training examples marked ``manipulated``, all; the ``known`` ones, which
@@ -196,7 +196,7 @@ class BackdoorSuccess(Triggered):
 @metrics.register("triggered_accuracy")
 @dataclass(frozen=True, kw_only=True)
 class TriggeredAccuracy(Triggered):
-    """Accuracy on triggered test images by their clean labels: is the trigger without effect?
+    """Accuracy on triggered test images by their clean labels: whether the trigger is without effect.
 
     ``mean_i 1[argmax f(t(x_i)) = y_i]`` over test images of other classes than the backdoor's. Unlike
     ``backdoor_success`` it is not fooled by a model that answers at random. Interval: Clopper–Pearson.

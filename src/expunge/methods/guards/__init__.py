@@ -1,0 +1,1 @@
+"""Guards: the weights stay, the inference changes."""
