@@ -93,7 +93,7 @@ class SVC(Membership):
 
     Ideal: the retrained model's value (12.9 % is published for CIFAR-10, 10 % forgotten at random), not
         0, 50 or 100 %. The attack is weak: a model that changes its last layer only can pass it.
-    Cost: quadratic in the number of test examples: about 15 seconds for 10,000; ``binned`` about 0.5 seconds.
+    Cost: quadratic in the number of test examples: 15 to 40 seconds for 10,000; ``binned`` about 1.
     Differs: where there are fewer retain than test examples the published code fails; here as many of
         each as the smaller has are taken, the first ones. The published modified entropy takes
         ``log p`` for ``log(1 − p)`` and changes the columns of all rows at once, so that it falls where
