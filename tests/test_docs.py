@@ -10,19 +10,23 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 import yaml
 
 import expunge
+from expunge import config
 from expunge.cli.main import COMMANDS, app
 from expunge.data.poison import manipulations
 from expunge.data.source import sources
+from expunge.data.split import Split
+from expunge.errors import Unsupported
 from expunge.evaluation.metric import metrics
 from expunge.evaluation.shadows import ShadowPlan
 from expunge.experiment import Experiment, suites
-from expunge.methods import methods
+from expunge.methods import Method, methods
 from expunge.report import guide
 from expunge.searches import searches
 from expunge.tasks import tasks
@@ -147,6 +151,47 @@ def test_the_readme_names_every_built_in_and_nothing_else():
     assert set(re.findall(r"`([\w-]+)`", listed)) == suites().keys()
 
 
+COLUMNS = {"classification": 2, "regression": 3, "causal_lm": 4, "diffusion": 5}
+"""Where the README's table of methods has the task of a setting."""
+
+CELL = re.compile(r"–|yes|with bounds|with conditions|(classes)?(?:, )?(?:with `(\w+)`)?")
+NEEDED = {"smoothing": -0.1, "bound": 3.0}
+"""Values of the fields that a cell names."""
+
+SHORT = {
+    "epochs": 1, "batch_size": 4, "proxy_epochs": 1, "fit_epochs": 1, "noise_steps": 2, "iterations": 2,
+    "shards": 2, "slices": 1, "models": 4, "oracles": 2, "retrain": "auto",
+}  # fmt: skip
+
+
+def runs(method: Method, setting: Any, split: Split) -> bool:
+    try:
+        method.unlearn(setting.original, split, setting.task, setting.session)
+    except Unsupported:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_the_readme_says_on_which_kinds_of_model_a_method_runs(name, setting):
+    if name.startswith("gs_lora"):
+        pytest.importorskip("peft")
+    (row,) = (line for line in TEXTS["README.md"].splitlines() if line.startswith(f"| `{name}` |"))
+    cell = row.strip("|").split("|")[COLUMNS[setting.name]].strip()
+    classes, field = CELL.fullmatch(cell).groups()
+    known = {item.name for item in dataclasses.fields(methods.get(name))}
+    short = {"kind": name, **{key: value for key, value in SHORT.items() if key in known}}
+    split, train = setting.split, setting.split.train()
+    if methods.get(name).forgets == "classes" and setting.name in ("classification", "diffusion"):
+        assert not runs(config.build(methods, short), setting, split)
+        labels = setting.task.groups(train)
+        split = Split.from_ids(train, train.ids[labels == labels[0]])
+    assert bool(classes) == (methods.get(name).forgets == "classes" and cell != "–")
+    assert runs(config.build(methods, short), setting, split) == (cell != "–" and field is None)
+    if field is not None:
+        assert runs(config.build(methods, {**short, field: NEEDED[field]}), setting, split)
+
+
 def test_the_pages_on_architecture_and_metrics_name_every_built_in():
     choices = table_names(TEXTS["architecture.md"])
     for row, registry in (("modifiers", modifiers), ("scope", scopes), ("optimiser", optimisers)):
@@ -157,6 +202,23 @@ def test_the_pages_on_architecture_and_metrics_name_every_built_in():
     cells = [name for name in table_names(TEXTS["evaluation.md"]) if name.startswith("`")]
     named = {name for cell in cells for name in re.findall(r"`([a-z0-9_]+)`", cell)}
     assert named == set(metrics.names())
+
+
+@pytest.mark.parametrize(
+    ("row", "value"),
+    [("guarantee", "exact"), ("forgets", "classes"), ("needs_recipe", True), ("prepares", True)],
+)
+def test_the_page_on_architecture_names_the_methods_that_declare_something(row, value):
+    (named,) = _second(TEXTS["architecture.md"], f"`{row}`")
+    declared = {name for name in methods.names() if getattr(methods.get(name), row) == value}
+    assert set(named) == declared
+
+
+@pytest.mark.parametrize("registry", REGISTRIES, ids=lambda registry: registry.noun)
+def test_the_line_that_expunge_list_prints_is_one_sentence_and_no_wider_than_its_code(registry):
+    for name, line in registry.describe().items():
+        assert line.endswith("."), f"{name}: {line}"
+        assert len(line) <= 106, f"{name}: {line}"
 
 
 @pytest.mark.parametrize("name", metrics.names())
@@ -259,7 +321,6 @@ def test_the_suites_of_the_start_page_are_the_packaged_ones():
 
 
 def test_the_yaml_that_a_written_run_keeps_can_be_read_again(tmp_path):
-    from expunge import config
     from expunge.experiment import read
 
     experiment = read("digits")

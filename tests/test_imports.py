@@ -21,8 +21,9 @@ LAYERS = (
     {"training"},
     {"methods"},
     {"evaluation"},
+    {"pictures"},
     {"searches"},
-    {"api", "experiment", "foreign", "pictures", "provenance", "reference_models", "runner", "store"},
+    {"api", "experiment", "foreign", "provenance", "reference_models", "runner", "store"},
     {"report", "bench"},
     {"cli"},
 )

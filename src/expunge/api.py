@@ -25,7 +25,8 @@ from expunge.methods.base import Method, methods
 from expunge.pictures import pictures
 from expunge.provenance import hardware, versions
 from expunge.runner import execute
-from expunge.searches.base import Found, Search, searches
+from expunge.searches.base import Search, searches
+from expunge.searches.result import SearchResult
 from expunge.store import Store, key_of
 from expunge.tasks.base import Task, tasks
 from expunge.training.engine import Engine
@@ -238,22 +239,31 @@ def search(
     task: str | Mapping[str, Any] | Task,
     *,
     method: str | Mapping[str, Any] | Search = "bilevel",
+    recipe: Recipe | None = None,
     seed: int = 0,
     engine: Engine | None = None,
     callbacks: Sequence[Callback] = (),
-) -> Found:
+) -> SearchResult:
     """Chooses a forget set for a trained model, by default the hardest one.
+
+    Args:
+        method: a search by name, ``{"kind": name, …}``, or a search object.
+        recipe: how the model was trained, for searches that train models of their own.
 
     Raises:
         DataError: the asked size does not fit the data.
         Unsupported: the search needs classes that the task does not have.
+        MissingEvidence: the search trains models, and there is no recipe.
     """
     chosen, purpose = config.build(searches, method, "method"), config.build(tasks, task, "task")
     examples = as_data(train)
     purpose.check(examples, "train")
     chosen.check(examples, purpose)
     check_finite(model)
-    return chosen.search(model, examples, purpose, Session(seed, engine or Engine(), tuple(callbacks)))
+    session = Session(seed, engine or Engine(), tuple(callbacks), recipe)
+    found = chosen.search(model, examples, purpose, session)
+    made = {**config.dump(chosen), "seed": seed}
+    return replace(found, fingerprint=examples.fingerprint(), search=made)
 
 
 def shadows(

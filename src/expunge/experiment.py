@@ -185,6 +185,7 @@ def check(experiment: Experiment) -> None:
         with _at(f"methods.{name}"):
             if method.forgets == "classes":
                 _check_classes(name, experiment)
+            method.check_training(sourced.train, experiment.recipe)
             if not method.needs_recipe:
                 classes = method.forgets == "classes"
                 _trial(method, model, _whole_class(sourced, task) if classes else small, experiment)

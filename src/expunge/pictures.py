@@ -5,22 +5,25 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
 from expunge.data.arrays import Data
-from expunge.errors import DataError
+from expunge.errors import DataError, RunError
 
 COUNT = 16
 """Examples shown of a forget set, evenly spaced over its ids."""
 
 
-def pictures(data: Data, class_names: Sequence[str] | None = None) -> list[dict[str, str]]:
+def pictures(
+    data: Data, class_names: Sequence[str] | None = None, count: int = COUNT
+) -> list[dict[str, str]]:
     """``{"id", "label", "png"}`` of some examples; empty where the inputs are no images.
 
     Images are ``(C, H, W)`` with 1 or 3 channels, uint8 or floats in [0, 1]; PNG in base64.
     """
-    rows = torch.linspace(0, len(data) - 1, min(COUNT, len(data))).round().long()
+    rows = torch.linspace(0, len(data) - 1, min(count, len(data))).round().long()
     few = data.subset(data.ids[rows])
     try:
         images, labels = few.column("inputs"), few.column("targets")
@@ -35,6 +38,37 @@ def pictures(data: Data, class_names: Sequence[str] | None = None) -> list[dict[
         text = str(class_names[label]) if class_names else str(label)
         found.append({"id": str(id_), "label": text, "png": _png(image)})
     return found
+
+
+def sheet(data: Data, path: str | Path, title: str, class_names: Sequence[str] | None = None) -> None:
+    """Writes one picture of up to 100 examples, each over its label; the suffix says which format.
+
+    Raises:
+        DataError: the examples are no images.
+        RunError: the file cannot be written.
+    """
+    found = pictures(data, class_names, 100)
+    if not found:
+        raise DataError("these examples are no images of shape (C, H, W), so they cannot be drawn.")
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    columns = min(10, len(found))
+    lines = -(-len(found) // columns)
+    figure = Figure(figsize=(columns, 1.25 * lines + 0.5), layout="constrained")
+    figure.suptitle(f"{len(data)} examples: {title}", fontsize=10)
+    axes = figure.subplots(lines, columns, squeeze=False).flatten()
+    for axis in axes:
+        axis.axis("off")
+    for axis, one in zip(axes, found, strict=False):
+        axis.imshow(Image.open(io.BytesIO(base64.b64decode(one["png"]))), cmap="gray")
+        axis.set_title(one["label"], fontsize=8)
+    try:
+        figure.savefig(path, dpi=120)
+    except OSError as error:
+        raise RunError(f"cannot write '{path}': {error.strerror}.") from None
+    except ValueError as error:
+        raise RunError(f"cannot write '{path}': {error}. Name a .png, .svg or .pdf file.") from None
 
 
 def _png(image: torch.Tensor) -> str:

@@ -13,7 +13,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from expunge import config, provenance, reference_models
@@ -26,7 +25,8 @@ from expunge.evaluation.shadows import Shadows
 from expunge.evaluation.table import Row, Table
 from expunge.experiment import Experiment, check
 from expunge.pictures import pictures
-from expunge.searches.base import Found
+from expunge.searches.base import Search, searches
+from expunge.searches.result import SearchResult
 from expunge.store import Store, key_of, write_text
 from expunge.training.checkpoint import load_weights
 from expunge.training.meter import metered
@@ -175,22 +175,25 @@ class _Run:
     def _origin(self) -> list[Any]:
         return facts(self.experiment.original)
 
-    def _search(self, name: str) -> tuple[Found, dict[str, float]]:
+    def _search(self, name: str) -> tuple[SearchResult, dict[str, float]]:
         search = self.experiment.forget[name]
         experiment, train = self.experiment, self.experiment.sourced.train
-        session = replace(self.session.child("search", name), recipe=None)
+        session = self.session.child("search", name)
+        if search.prepared_by:
+            session = replace(session, prepared=self._prepared_search(search))
 
         def compute() -> dict[str, Any]:
             found = search.search(self.original, train, experiment.task, session)
+            found = replace(found, fingerprint=train.fingerprint(), search=_dumped(search, session.seed))
             overlap = {}
             if (baseline := search.baseline()) is not None:
                 other = baseline.search(self.original, train, experiment.task, session)
                 overlap["loss_ranking"] = found.overlap(other)
-            return {"ids": found.ids.tolist(), "description": found.description, "overlap": overlap}
+            return {**found.to_json(), "overlap": overlap}
 
         key = key_of(self.base, self._origin, facts(search), name)
         value = self._value(f"search {name}", key, compute)
-        return Found(torch.tensor(value["ids"]), value["description"]), value["overlap"]
+        return SearchResult.from_json(value), value["overlap"]
 
     def _retrained(self, name: str, index: int, key: str, split: Split) -> Candidate:
         session = self.session.child("retrained", name, index)
@@ -214,13 +217,12 @@ class _Run:
         """One run of a method; its first has the seed that it would have alone."""
         method = self.experiment.methods[method_name]
         session = self.session.child("unlearn", name, method_name, *([run] if run else []))
-        if method.prepares:
-            session = replace(session, prepared=self._prepared(method_name))
 
         def compute() -> tuple[dict[str, Any], nn.Module | None]:
             try:
+                ready = replace(session, prepared=self._prepared(method_name) if method.prepares else None)
                 with metered(session.engine.torch_device) as cost:
-                    model = method.unlearn(self.original, split, self.experiment.task, session)
+                    model = method.unlearn(self.original, split, self.experiment.task, ready)
             except (Diverged, Unsupported) as error:
                 return {"cost": {}, "error": str(error)}, None
             return {"cost": cost, "error": None}, model
@@ -244,6 +246,20 @@ class _Run:
             keep = partial(self._tensors, self.base)
             self.ready[method_name] = keep(f"prepare {method_name}", (facts(method),), compute)
         return self.ready[method_name]
+
+    def _prepared_search(self, search: Search) -> Mapping[str, Tensor]:
+        """What searches of a kind make once, shared by those that would make the same."""
+        kind = searches.name_of(search)
+        fields = {name: getattr(search, name) for name in search.prepared_by}
+        experiment, session = self.experiment, self.session.child("prepare", kind)
+
+        def compute() -> tuple[dict[str, Any], dict[str, Tensor]]:
+            with metered(session.engine.torch_device) as cost:
+                tensors = search.prepare(experiment.sourced.train, experiment.task, session)
+            return {"cost": cost}, tensors
+
+        key = key_of(self.base, kind, facts(fields))
+        return self.store.tensors(f"prepare {kind}", key, compute)[1]
 
     def _rows(
         self, name: str, key: str, candidates: Sequence[Candidate], split: Split
@@ -395,6 +411,10 @@ def _files(value: object) -> Iterator[str]:
     elif isinstance(value, (list, tuple)):
         for element in value:
             yield from _files(element)
+
+
+def _dumped(search: Search, seed: int) -> dict[str, Any]:
+    return {**config.dump(search), "seed": seed}
 
 
 def _id(score: dict[str, Any]) -> str:

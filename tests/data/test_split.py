@@ -115,7 +115,7 @@ def test_ids_from_files(tmp_path: Path) -> None:
         ("a.npy", b"", "a.npy' is not an array of numbers"),
         ("a.json", b"{", "a.json' is not valid JSON"),
         ("a.json", b"[1.5]", "a.json' is not a list of integers"),
-        ("a.json", b'{"ids": [1]}', "a.json' is not a list of integers"),
+        ("a.json", b'{"id": [1]}', "a.json' is not a list of integers"),
         ("a.csv", b"1", "cannot read ids from .*a.csv'. Give a .txt, .npy or .json file"),
     ],
 )

@@ -17,6 +17,7 @@ import torch
 from expunge import config
 from expunge.errors import Unsupported
 from expunge.methods import Edit, GradientMethod, methods
+from expunge.methods.base import Guard
 from expunge.tasks import Classification, Diffusion, Regression
 from expunge.training.checkpoint import load_weights, save_weights
 from expunge.training.engine import Engine
@@ -28,7 +29,10 @@ from expunge.training.scope import scopes
 from expunge.training.session import Session
 
 GRADIENT = [name for name in methods.names() if issubclass(methods.get(name), GradientMethod)]
-SMALL = {"epochs": 2, "batch_size": 4}
+SMALL = {
+    "epochs": 2, "batch_size": 4, "shards": 2, "slices": 2, "retrain": "auto", "models": 4, "oracles": 2,
+    "iterations": 8, "samples": 12,
+}  # fmt: skip
 NEEDED = {"modules": {"patterns": ["head"]}}
 """Values of the fields that have no default."""
 
@@ -40,6 +44,12 @@ def build(name, **fields):
     known = {field.name for field in dataclasses.fields(methods.get(name))}
     small = {key: value for key, value in SMALL.items() if key in known}
     return config.build(methods, {"kind": name, **small, **fields})
+
+
+def steady(name):
+    """Fields under which Adam does not blow up the rounding of gradients that are zero (biases of keys)."""
+    optim = config.dump(build(name)).get("optim", {})
+    return {"optim": {**optim, "eps": 1e-4}} if "eps" in optim else {}
 
 
 def unlearn(name, setting, *, model=None, task=None, session=None, **fields):
@@ -77,39 +87,30 @@ def storages(model):
     return {tensor.untyped_storage().data_ptr() for tensor in tensors if tensor.numel() > 0}
 
 
+def generators():
+    return random.getstate(), np.random.get_state()[1].tobytes(), torch.get_rng_state().tolist()
+
+
 @every_method
-def test_the_original_keeps_its_weights_buffers_flags_and_modes(name, setting):
+def test_the_original_and_the_callers_generators_stay_and_so_does_a_frozen_parameter(name, setting):
+    """Weights, buffers, flags, modes and gradients of the original; all from one run, which takes time."""
     model = setting.fresh().train()
     list(model.modules())[-1].eval()
-    next(model.parameters()).requires_grad_(False)
-    tensors, rest = snapshot(model)
-    unlearn(name, setting, model=model)
+    frozen, parameter = next(iter(model.named_parameters()))
+    parameter.requires_grad_(False)
+    (tensors, rest), drawn = snapshot(model), generators()
+    result = unlearn(name, setting, model=model)
+    assert generators() == drawn
     after, rest_after = snapshot(model)
     assert rest_after == rest
     assert all(torch.equal(after[key], tensors[key]) for key in tensors)
-
-
-@every_method
-def test_a_parameter_that_the_caller_froze_does_not_move(name, setting):
-    model = setting.fresh()
-    frozen, parameter = next(iter(model.named_parameters()))
-    parameter.requires_grad_(False)
-    result = unlearn(name, setting, model=model)
-    if methods.get(name).guarantee == "exact":
-        assert not torch.equal(dict(result.named_parameters())[frozen], parameter)
+    if result is not None and methods.get(name).guarantee == "exact":
+        trained = [value for key, value in result.named_parameters() if key.endswith(frozen)]
+        assert trained
+        assert not any(torch.equal(value, parameter) for value in trained)
     elif result is not None:
         assert torch.equal(dict(result.named_parameters())[frozen], parameter)
         assert not dict(result.named_parameters())[frozen].requires_grad
-
-
-@every_method
-def test_the_callers_random_generators_stay_where_they_were(name, setting):
-    def states():
-        return random.getstate(), np.random.get_state()[1].tobytes(), torch.get_rng_state().tolist()
-
-    before = states()
-    unlearn(name, setting)
-    assert states() == before
 
 
 @every_method
@@ -132,9 +133,10 @@ def test_the_result_is_finite_in_evaluation_mode_and_built_like_the_original(nam
     result = reference(name, setting)
     if result is None:
         return
-    original = setting.original.state_dict()
+    original = build(name).blank(setting.fresh(), setting.split).state_dict()
     state = result.state_dict()
-    assert {key: (v.shape, v.dtype) for key, v in state.items()} == {
+    own = state.keys() if not issubclass(methods.get(name), Guard) else state.keys() & original.keys()
+    assert {key: (state[key].shape, state[key].dtype) for key in own} == {
         key: (v.shape, v.dtype) for key, v in original.items()
     }
     assert all(torch.isfinite(value).all() for value in state.values())
@@ -163,7 +165,7 @@ def test_the_weights_survive_saving_and_loading(name, setting, tmp_path):
     if result is None:
         return
     save_weights(result, tmp_path / "model.safetensors")
-    loaded = setting.recipe.initial(Session(seed=9))
+    loaded = build(name).blank(setting.recipe.initial(Session(seed=9)), setting.split)
     load_weights(loaded, tmp_path / "model.safetensors")
     assert same_bytes(result, loaded)
 
@@ -187,16 +189,23 @@ def test_the_docstring_states_the_guarantee_that_the_class_declares(name):
     assert stated == methods.get(name).guarantee
 
 
+TRAINS = {"datamodel_match", "oracle_match"}
+"""They train models from scratch, stacked where batches are whole: rounding grows along the way. Their own
+tests compare halves on models where it cannot."""
+
+
 @every_method
 def test_gradients_of_half_batches_add_up_to_the_same_weights(name, setting):
-    halves = unlearn(name, setting, session=replace(setting.session, engine=Engine(accumulate=2)))
+    fields = steady(name)
+    halves = unlearn(name, setting, session=replace(setting.session, engine=Engine(accumulate=2)), **fields)
     if halves is None:
         return
     state = halves.state_dict()
     assert all(torch.isfinite(value).all() for value in state.values())
-    if setting.name != "classification":  # batch norm sees half of each batch
-        whole = reference(name, setting)
-        assert distance(halves, whole) <= 1e-3 * distance(whole, setting.original)
+    if setting.name != "classification" and name not in TRAINS:  # batch norm sees half of each batch
+        whole = unlearn(name, setting, **fields) if fields else reference(name, setting)
+        before = build(name).blank(setting.fresh(), setting.split)
+        assert distance(halves, whole) <= 1e-3 * distance(whole, before)
 
 
 @every_method
@@ -207,7 +216,9 @@ def test_bfloat16_gives_finite_float32_weights(name, setting):
         assert all(value.dtype == torch.float32 and torch.isfinite(value).all() for value in floating)
 
 
-RELABELS = {"random_labels", "salun"}
+RELABELS = {"amnesiac", "random_labels", "salun"}
+SMOOTHS = {"ugradsl", "ugradsl_plus"}
+"""Methods that smooth labels over the classes of the task."""
 WITHOUT_TARGETS = {
     "regression": (Regression(), r"Give Regression\(low=…, high=…\), or use a method that does not relabel"),
     "diffusion": (Diffusion(timesteps=20), "Use a method that does not relabel: grad_ascent, grad_diff, npo"),
@@ -222,9 +233,15 @@ def test_without_targets_to_replace_only_relabelling_methods_refuse(name, settin
     if name in RELABELS:
         with pytest.raises(Unsupported, match=said):
             build(name).unlearn(setting.original, setting.split, task, session)
+    elif name in SMOOTHS:
+        with pytest.raises(Unsupported, match="has no classes to smooth over. Use a method for every task"):
+            build(name).unlearn(setting.original, setting.split, task, session)
     else:
-        result = build(name).unlearn(setting.original, setting.split, task, session)
-        assert all(torch.isfinite(value).all() for value in result.state_dict().values())
+        result = unlearn(name, setting, task=task, session=session)
+        # a method that runs with targets must not need them: it refuses this kind of task, or nothing
+        assert (result is None) == (reference(name, setting) is None)
+        if result is not None:
+            assert all(torch.isfinite(value).all() for value in result.state_dict().values())
 
 
 def _pairs(*axes):
@@ -316,4 +333,5 @@ def test_the_methods_that_relabel_are_the_ones_this_file_names(setting):
         def relabel(self, batch, generator):
             raise Unsupported("no targets. Use another method.")
 
-    assert {name for name in methods.names() if unlearn(name, setting, task=Silent(3)) is None} == RELABELS
+    runs = [name for name in methods.names() if reference(name, setting) is not None]
+    assert {name for name in runs if unlearn(name, setting, task=Silent(3)) is None} == RELABELS

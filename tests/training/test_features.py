@@ -3,9 +3,12 @@ import torch
 from torch import nn
 
 from expunge import config
+from expunge.data import ArrayData
 from expunge.errors import Unsupported
+from expunge.tasks import Classification
 from expunge.training import features
 from expunge.training.models import models
+from expunge.training.session import Session
 
 
 @pytest.fixture
@@ -119,3 +122,34 @@ def test_sampled_rows_are_all_or_the_same_seeded_choice():
     rows = features.sampled(1000, 20)
     assert len(rows.unique()) == 20
     assert torch.equal(rows, features.sampled(1000, 20))
+
+
+def test_watched_activations_can_stay_in_the_graph(model):
+    x = torch.randn(6, 4)
+    with features.watched(model, ["2"], gradient=True) as found:
+        model(x)
+    (gradient,) = torch.autograd.grad(found["2"].sum(), model[0].weight)
+    (expected,) = torch.autograd.grad(model[1](model[0](x)).sum(), model[0].weight)
+    assert torch.equal(gradient, expected)
+    with features.watched(model, ["2"]) as found:
+        model(x)
+    assert not found["2"].requires_grad
+
+
+def test_what_is_captured_carries_a_gradient_where_it_is_asked_for(model):
+    x = torch.randn(6, 4)
+    with features.captured(model, gradient=True) as found:
+        model(x)
+    found[0].sum().backward()
+    assert torch.allclose(model[0].bias.grad, (model[0](x) > 0).sum(0).float())
+    assert model[2].weight.grad is None
+
+
+def test_penultimate_rows_are_in_the_order_of_the_ids_and_leave_the_model_as_it_was(model):
+    x = torch.randn(7, 4)
+    data = ArrayData({"inputs": x}).subset([5, 0, 3])
+    model.train()
+    rows = features.penultimate(model, data, Classification(3), Session(), batch_size=2)
+    assert torch.allclose(rows, model[1](model[0](x[[5, 0, 3]])))
+    assert not rows.requires_grad
+    assert model.training

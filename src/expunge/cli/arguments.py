@@ -23,5 +23,9 @@ Fields = Annotated[
 ]
 Weights = Annotated[Path, typer.Option(metavar="WEIGHTS", help="The trained model: a .safetensors file.")]
 Forget = Annotated[
-    Path, typer.Option(metavar="IDS", help="What to forget: a .txt file with one id a line, .npy or .json.")
+    Path,
+    typer.Option(
+        metavar="IDS",
+        help="What to forget: a .txt file with one id a line, .npy, .json or a search's index file.",
+    ),
 ]

@@ -77,7 +77,7 @@ class Manipulation(ABC):
 manipulations: Registry[Manipulation] = Registry(
     "manipulation",
     Manipulation,  # type: ignore[type-abstract]
-    ("expunge.data.poison",),
+    ("expunge.data.poison", "expunge.data.unlearnable"),
 )
 
 

@@ -116,7 +116,7 @@ def read_ids(path: Path | str) -> Tensor:
     """The ids in a file, ``(N,)`` int64.
 
     ``.txt`` has one id a line, with ``#`` comments; ``.npy`` a one-dimensional integer array;
-    ``.json`` a list of integers.
+    ``.json`` a list of integers or an index file of a search.
 
     Raises:
         DataError: no such file, another kind of file, or contents that are not distinct integers.
@@ -165,6 +165,8 @@ def _read_json(path: Path) -> list[int]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise DataError(f"'{path}' is not valid JSON. Write a list of ids, for example [3, 17].") from None
+    if isinstance(values, dict) and "ids" in values:  # an index file, see searches.SearchResult
+        values = values["ids"]
     if not isinstance(values, list) or not all(type(value) is int for value in values):
         raise DataError(f"'{path}' is not a list of integers. Write for example [3, 17].")
     return values

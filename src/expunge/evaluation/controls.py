@@ -10,8 +10,9 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from expunge.errors import ConfigError, Unsupported, did_you_mean
+from expunge.errors import ConfigError, did_you_mean
 from expunge.evaluation.evidence import Subject
+from expunge.training.fresh import fresh
 from expunge.training.session import Session
 
 CONTROLS = ("collapsed", "constant", "never_trained")
@@ -52,9 +53,7 @@ def control(name: str, original: Subject, session: Session, part: str = "test") 
     if name == "collapsed":
         return _shuffled(original.model, session.generator("collapsed"))
     if name == "never_trained":
-        if session.recipe is not None:
-            return session.recipe.initial(session.child("never_trained")).eval()
-        return _reset(original.model, session)
+        return fresh(original.model, session.child("never_trained"))
     raise ConfigError(f"unknown control '{name}'.{did_you_mean(name, CONTROLS)}")
 
 
@@ -84,20 +83,3 @@ def _shuffled(model: nn.Module, generator: torch.Generator) -> nn.Module:
             order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
             parameter.copy_(parameter.flatten()[order].view_as(parameter))
     return broken
-
-
-def _reset(model: nn.Module, session: Session) -> nn.Module:
-    from expunge import seeding
-
-    fresh = copy.deepcopy(model).eval()
-    with seeding.seeded(seeding.derive(session.seed, "never_trained")):
-        for name, module in fresh.named_modules():
-            reset = getattr(module, "reset_parameters", None)
-            if callable(reset):
-                reset()
-            elif list(module.parameters(recurse=False)):
-                raise Unsupported(
-                    f"the model's layer '{name}' cannot initialise itself, so without a recipe there is no "
-                    "never-trained control. Give the recipe."
-                )
-    return fresh

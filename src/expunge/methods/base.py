@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from expunge import seeding
 from expunge.data.arrays import Data
 from expunge.data.split import Split
-from expunge.errors import ConfigError, Diverged
+from expunge.errors import ConfigError, Diverged, Unsupported
 from expunge.methods.classes import forgotten_classes
 from expunge.registry import Registry
 from expunge.tasks.base import Task
 from expunge.training.loop import Pass, Plan, optimise
 from expunge.training.modifier import Modifier
 from expunge.training.optim import SGD, Optim
+from expunge.training.recipe import Recipe
 from expunge.training.scope import Everything, Scope
 from expunge.training.session import Session
 from expunge.training.step import Step
@@ -49,6 +50,13 @@ class Method(ABC):
         if self.forgets == "classes":
             forgotten_classes(split, task)
 
+    def check_training(self, train: Data, recipe: Recipe) -> None:
+        """Refuses training data or a recipe that can be known to be wrong before anything is trained.
+
+        Raises:
+            Unsupported: for example shards that would be smaller than a batch.
+        """
+
     def prepare(self, train: Data, task: Task, session: Session) -> dict[str, Tensor]:
         """What is made once of all training data: reference models, shards, their checkpoints.
 
@@ -61,7 +69,10 @@ class Method(ABC):
         return {}
 
     def blank(self, model: nn.Module, split: Split) -> nn.Module:
-        """A model built like the result, for saved weights to be read into; by default like the original."""
+        """A model built like the result, for saved weights to be read into; by default like the original.
+
+        ``model`` is one of the original's structure that may be changed.
+        """
         return model
 
     @abstractmethod
@@ -146,7 +157,7 @@ class GradientMethod(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class Edit(Method):
-    """One shot on the weights, without an optimiser.
+    """One shot on the weights, without an optimiser; they must be floating-point numbers.
 
     Args:
         scope: which parameters may be edited; a scope that adds parameters cannot be used.
@@ -156,6 +167,7 @@ class Edit(Method):
 
     def unlearn(self, model: nn.Module, split: Split, task: Task, session: Session) -> nn.Module:
         self.check(split, task)
+        check_floating(model, methods.name_of(self))
         edited = session.engine.copy(model)
         names = self.scope.names(edited)
         with seeding.seeded(seeding.derive(session.seed, "edit")):
@@ -168,6 +180,29 @@ class Edit(Method):
     @abstractmethod
     def edit(self, model: nn.Module, names: list[str], split: Split, task: Task, session: Session) -> None:
         """Changes the named parameters of ``model``, a copy, in place."""
+
+
+def check_floating(model: nn.Module, what: str) -> None:
+    """Refuses a model with quantised weights: they have no gradients and cannot take any value.
+
+    Raises:
+        Unsupported: names the first parameter of an integer or 8-bit type, or quantised module.
+    """
+    found = [
+        f"'{name}' is {parameter.dtype}"
+        for name, parameter in model.named_parameters()
+        if not parameter.is_floating_point() or parameter.element_size() < 2
+    ]
+    found += [
+        f"'{name}' is a {type(module).__name__}"
+        for name, module in model.named_modules()
+        if hasattr(module, "_packed_params")  # torch's quantised layers have no parameters
+    ]
+    if found:
+        raise Unsupported(
+            f"{what} writes new weights and needs floating-point ones, but {found[0]}. "
+            "Give the model from before it was quantised, and quantise the result."
+        )
 
 
 class Guard(Method):

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from expunge.data.arrays import Data
 from expunge.errors import ConfigError, DataError
-from expunge.searches.base import Found, Search, chosen, searches
+from expunge.searches.base import Search, chosen, searches
+from expunge.searches.result import SearchResult
 from expunge.tasks.base import Task
 from expunge.training.session import Session
 
@@ -38,11 +39,11 @@ class ClassSet(Search):
     def check(self, train: Data, task: Task) -> None:
         self._rows(train, task)
 
-    def search(self, model: nn.Module, train: Data, task: Task, session: Session) -> Found:
+    def search(self, model: nn.Module, train: Data, task: Task, session: Session) -> SearchResult:
         rows = self._rows(train, task)
         names = getattr(train, "class_names", None)
         words = ", ".join(str(names[label]) if names else str(label) for label in self.classes)
-        return chosen(train, rows, f"all of class {words}")
+        return chosen(train, rows, f"all of class {words}", "class")
 
     def _rows(self, train: Data, task: Task) -> Tensor:
         groups = task.groups(train)

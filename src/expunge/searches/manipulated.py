@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from expunge import seeding
 from expunge.data.arrays import Data
 from expunge.errors import ConfigError, DataError
-from expunge.searches.base import Found, Search, searches
+from expunge.searches.base import Search, searches
+from expunge.searches.result import SearchResult
 from expunge.tasks.base import Task
 from expunge.training.session import Session
 
@@ -44,12 +45,12 @@ class Manipulated(Search):
     def check(self, train: Data, task: Task) -> None:
         self._manipulated(train)
 
-    def search(self, model: nn.Module, train: Data, task: Task, session: Session) -> Found:
+    def search(self, model: nn.Module, train: Data, task: Task, session: Session) -> SearchResult:
         ids = self._manipulated(train)
         order = torch.randperm(len(ids), generator=seeding.generator(self.seed, "manipulated"))
         count = max(1, round(self.known * len(ids)))
         words = f"{count} of the {len(ids)} manipulated examples"
-        return Found(torch.sort(ids[order[:count]]).values, words)
+        return SearchResult(torch.sort(ids[order[:count]]).values, words)
 
     def _manipulated(self, train: Data) -> Tensor:
         """Ids of all manipulated examples, ascending whatever the order of the data."""

@@ -1,4 +1,4 @@
-"""A random forget set."""
+"""A forget set drawn at random."""
 
 from __future__ import annotations
 
@@ -8,31 +8,27 @@ import torch
 from torch import nn
 
 from expunge.data.arrays import Data
-from expunge.searches.base import Found, Search, check_size, chosen, count, searches
+from expunge.searches.base import Sized, chosen, searches
+from expunge.searches.result import SearchResult
+from expunge.searches.units import Units
 from expunge.tasks.base import Task
 from expunge.training.session import Session
 
 
 @searches.register("random_set")
 @dataclass(frozen=True, kw_only=True)
-class RandomSet(Search):
-    """Examples drawn uniformly without replacement.
+class RandomSet(Sized):
+    """Units drawn uniformly without replacement.
 
     Args:
-        size: their number, or their fraction of the data.
+        size: number of units, or their fraction of all.
+        unit: what is forgotten whole: ``example``, ``class``, ``subject`` or ``prompt``.
 
     Cost: none.
     """
 
-    size: int | float = 0.1
-
-    def __post_init__(self) -> None:
-        check_size(self.size)
-
-    def check(self, train: Data, task: Task) -> None:
-        count(self.size, train)
-
-    def search(self, model: nn.Module, train: Data, task: Task, session: Session) -> Found:
-        m = count(self.size, train)
-        rows = torch.randperm(len(train), generator=session.generator("random_set"))[:m]
-        return chosen(train, rows, "drawn at random")
+    def search(self, model: nn.Module, train: Data, task: Task, session: Session) -> SearchResult:
+        units = Units.read(train, task, self.unit)
+        m = units.count(self.size)
+        drawn = torch.randperm(len(units), generator=session.generator("random_set"))[:m]
+        return chosen(train, units.rows(drawn), "drawn at random", self.unit)

@@ -56,6 +56,11 @@ class Units:
                     f"the training data does not say which {unit} an example belongs to: it has no column "
                     f"'{COLUMNS[unit]}'. Add it, or use unit=example."
                 ) from None
+            if values.ndim != 1:
+                raise DataError(
+                    f"column '{COLUMNS[unit]}' must hold one {unit} for each example, got the shape "
+                    f"{tuple(values.shape)}."
+                )
         names, of = torch.unique(values, return_inverse=True)
         return cls(unit, of, names)
 

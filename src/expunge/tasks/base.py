@@ -95,6 +95,24 @@ class Task(ABC):
             "Use a method that does not relabel: grad_ascent, grad_diff, npo."
         )
 
+    def sample(self, outputs: Tensor, batch: Batch, generator: torch.Generator | None) -> Batch:
+        """The batch with targets drawn from the model's own distribution ``p(y | x)``, given its outputs.
+
+        The gradients of the loss at such targets have mean zero and the Gauss-Newton matrix (the true
+        Fisher information) as their covariance.
+
+        Raises:
+            Unsupported: where the outputs are no distribution of targets.
+        """
+        raise Unsupported(
+            f"task '{type(self).__name__}' has no targets that its model could draw. "
+            "Use the empirical squared gradients instead (hessian=squared for Sophia)."
+        )
+
+    def label_counts(self, batch: Batch) -> Tensor:
+        """How many labels of each example ``sample`` draws, the loss being their mean. Shape ``(N,)``."""
+        return torch.ones(len(batch["ids"]), device=batch["ids"].device)
+
     @abstractmethod
     def score(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Utility of each example in [0, 1], higher is better. Shape ``(N,)``."""
@@ -105,7 +123,9 @@ class Task(ABC):
         Raises:
             Unsupported: where examples belong to no class.
         """
-        raise Unsupported(f"task '{type(self).__name__}' has no classes to forget.")
+        raise Unsupported(
+            f"task '{type(self).__name__}' has no classes to forget. Use a method for single examples."
+        )
 
 
 tasks: Registry[Task] = Registry("task", Task, ("expunge.tasks",))  # type: ignore[type-abstract]

@@ -87,6 +87,17 @@ class CausalLM(Task):
             "labels": torch.where(replace, drawn, labels),
         }
 
+    def sample(self, outputs: Tensor, batch: Batch, generator: torch.Generator | None) -> Batch:
+        """Every labelled token drawn from the model's distribution after the true tokens before it."""
+        labels = batch["labels"].clone()
+        drawn = divergences.drawn(outputs[:, :-1], generator).to(labels.device)
+        labels[:, 1:] = torch.where(_labelled(batch), drawn, labels[:, 1:])
+        return {**batch, "labels": labels}
+
+    def label_counts(self, batch: Batch) -> Tensor:
+        """The number of labelled tokens."""
+        return _labelled(batch).sum(-1).float()
+
     def score(self, outputs: Tensor, batch: Batch) -> Tensor:
         right = outputs[:, :-1].argmax(-1) == batch["labels"][:, 1:]
         return _mean(right.float(), batch)

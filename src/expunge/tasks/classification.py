@@ -79,6 +79,11 @@ class Classification(Task):
         drawn = torch.randint(self.classes, targets.shape, generator=generator)
         return {**batch, "targets": drawn.to(targets.device)}
 
+    def sample(self, outputs: Tensor, batch: Batch, generator: torch.Generator | None) -> Batch:
+        """Labels drawn from the softmax of the logits."""
+        drawn = divergences.drawn(outputs, generator)
+        return {**batch, "targets": drawn.to(batch["targets"].device)}
+
     def score(self, outputs: Tensor, batch: Batch) -> Tensor:
         return (outputs.argmax(-1) == batch["targets"]).float()
 

@@ -97,6 +97,15 @@ class Diffusion(Task):
         drawn = torch.randint(self.conditions, condition.shape, generator=generator)
         return {**batch, "targets": drawn.to(condition)}
 
+    def sample(self, outputs: Tensor, batch: Batch, generator: torch.Generator | None) -> Batch:
+        """Noise drawn from Gaussians around the predictions, of the variance ``D / 2`` that the loss implies.
+
+        ``ℓ = ‖f − ε‖² / D`` is the negative log-likelihood of that Gaussian, up to a constant.
+        """
+        drawn = torch.randn(outputs.shape, generator=generator).to(outputs.device)
+        noise = outputs.detach().float() + (outputs.shape[1] / 2) ** 0.5 * drawn
+        return {**batch, "noise": noise.view_as(batch["noise"]).to(batch["noise"])}
+
     def score(self, outputs: Tensor, batch: Batch) -> Tensor:
         return torch.exp(-self.loss(outputs, batch))
 

@@ -1,4 +1,4 @@
-"""Divergences between categorical distributions given by logits, per example and in nats."""
+"""Categorical distributions given by logits: divergences per example and in nats, and draws."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def kl(reference: Tensor, outputs: Tensor, temperature: float = 1.0) -> Tensor:
     """
     log_p = torch.log_softmax(reference.float() / temperature, dim=-1)
     log_q = torch.log_softmax(outputs.float() / temperature, dim=-1)
-    return (log_p.exp() * (log_p - log_q)).sum(-1).clamp_min(0.0)
+    return _positive((log_p.exp() * (log_p - log_q)).sum(-1))
 
 
 def jensen_shannon(first: Tensor, second: Tensor) -> Tensor:
@@ -30,4 +30,16 @@ def jensen_shannon(first: Tensor, second: Tensor) -> Tensor:
     gap = log_q - log_p
     first_part = log_p.exp() * (math.log(2) - F.softplus(gap))
     second_part = log_q.exp() * (math.log(2) - F.softplus(-gap))
-    return (0.5 * (first_part + second_part).sum(-1)).clamp_min(0.0)
+    return _positive(0.5 * (first_part + second_part).sum(-1))
+
+
+def _positive(value: Tensor) -> Tensor:
+    """0 where rounding made a divergence negative, with the gradient that it has there."""
+    return value + (-value).clamp_min(0.0).detach()
+
+
+def drawn(outputs: Tensor, generator: torch.Generator | None) -> Tensor:
+    """One class from each softmax over the last axis, on the CPU; ``(…, C)`` to ``(…,)``."""
+    chances = torch.softmax(outputs.detach().float(), dim=-1).cpu()
+    rows = torch.multinomial(chances.flatten(0, -2), 1, generator=generator)
+    return rows.view(chances.shape[:-1])

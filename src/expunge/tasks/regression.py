@@ -71,5 +71,11 @@ class Regression(Task):
         drawn = torch.rand(targets.shape, generator=generator) * (self.high - self.low) + self.low
         return {**batch, "targets": drawn.to(targets)}
 
+    def sample(self, outputs: Tensor, batch: Batch, generator: torch.Generator | None) -> Batch:
+        """Targets drawn from Gaussians of unit variance around the predictions."""
+        targets = batch["targets"]
+        noise = torch.randn(outputs.shape, generator=generator).to(outputs.device)
+        return {**batch, "targets": (outputs.detach().float() + noise).reshape(targets.shape).to(targets)}
+
     def score(self, outputs: Tensor, batch: Batch) -> Tensor:
         return torch.exp(-self.loss(outputs, batch))

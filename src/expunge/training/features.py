@@ -10,17 +10,23 @@ import torch
 from torch import Tensor, nn
 
 from expunge import seeding
+from expunge.data.arrays import Data, fixed_order
 from expunge.errors import Unsupported, did_you_mean
+from expunge.tasks.base import Task
+from expunge.training.session import Session
 
 
 @contextmanager
-def captured(model: nn.Module, module: str | None = None) -> Iterator[list[Tensor]]:
+def captured(
+    model: nn.Module, module: str | None = None, *, gradient: bool = False
+) -> Iterator[list[Tensor]]:
     """Collects the input of a module at each forward pass inside the block.
 
     Args:
         model: any module.
         module: its dotted name; by default the last linear layer, whose input is the penultimate
             representation.
+        gradient: keep what is captured attached to the graph, for an objective on representations.
 
     Yields:
         a list that grows by one tensor ``(N, …)`` for each forward pass.
@@ -32,7 +38,7 @@ def captured(model: nn.Module, module: str | None = None) -> Iterator[list[Tenso
     found: list[Tensor] = []
 
     def keep(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        found.append(arguments[0].detach())
+        found.append(arguments[0] if gradient else arguments[0].detach())
 
     handle = target.register_forward_pre_hook(keep)
     try:
@@ -42,11 +48,11 @@ def captured(model: nn.Module, module: str | None = None) -> Iterator[list[Tenso
 
 
 @contextmanager
-def watched(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+def watched(model: nn.Module, names: Sequence[str], *, gradient: bool = False) -> Iterator[dict[str, Tensor]]:
     """The inputs of several modules at the latest forward pass inside the block, by name.
 
     A module that a pass calls several times shows its last call. Shapes are ``(N, …, C)``: the channels
-    of feature maps come last.
+    of feature maps come last. With ``gradient`` they stay part of the graph, to be trained on.
 
     Raises:
         Unsupported: no such module.
@@ -57,7 +63,7 @@ def watched(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor
     def keep(name: str, module: nn.Module, arguments: tuple[object, ...], named: dict[str, object]) -> None:
         values = [value for value in (*arguments, *named.values()) if isinstance(value, Tensor)]
         if values:
-            found[name] = _channels_last(module, values[0].detach())
+            found[name] = _channels_last(module, values[0] if gradient else values[0].detach())
 
     handles = [
         target.register_forward_pre_hook(partial(keep, name), with_kwargs=True)
@@ -131,6 +137,27 @@ def steered(model: nn.Module, module: str, shift: Tensor) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+def penultimate(
+    model: nn.Module, data: Data, task: Task, session: Session, *, batch_size: int = 256
+) -> Tensor:
+    """The penultimate representation of every example, ``(N, D)`` float32 on the engine's device.
+
+    In evaluation mode, without augmentation and without gradient, in the order of ``data.ids``.
+
+    Cost: one forward pass over the data.
+    Raises:
+        Unsupported: the model has no linear layer.
+    """
+    rows: list[Tensor] = []
+    batches = data.batches(fixed_order(len(data), batch_size), device=session.engine.torch_device)
+    with session.engine.frozen(session.engine.copy(model)) as still:
+        for batch in batches:
+            with session.engine.autocast(), captured(still) as found:
+                task.outputs(still, task.prepare(batch, None))
+            rows.append(flat(found[-1:]).float())
+    return torch.cat(rows)
 
 
 def _named(model: nn.Module, name: str) -> nn.Module:

@@ -15,7 +15,7 @@ from expunge.data.split import Split
 from expunge.errors import Diverged, Unsupported
 from expunge.tasks.base import Task
 from expunge.training.modifier import Gradients, Modifier
-from expunge.training.optim import ForwardOnly, Optim
+from expunge.training.optim import Curved, ForwardOnly, Optim
 from expunge.training.scope import Everything, Scope
 from expunge.training.session import Event, Session
 from expunge.training.step import Original, Part, Step, View
@@ -36,11 +36,13 @@ class Pass:
         over: every batch of this part, once, in random order.
         beside: with each of them, a batch of this part; it starts again when it is used up.
         batch_size: if other than the run's.
+        beside_ratio: examples of ``beside`` to each one of ``over``.
     """
 
     over: Part
     beside: Part | None = None
     batch_size: int | None = None
+    beside_ratio: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +88,7 @@ class _Run:
 
     def __init__(self, model: nn.Module, plan: Plan, task: Task, session: Session) -> None:
         self.plan, self.task, self.session, self.engine = plan, task, session, session.engine
-        self.draws = session.generator("draws")
+        self.draws, self.labels = session.generator("draws"), session.generator("labels")
         self.original = Original(model, task, self.engine, dict(plan.parts))
         copy = self.engine.copy(model)
         self.flags = {name: p.requires_grad for name, p in copy.named_parameters()}
@@ -160,9 +162,9 @@ class _Run:
         for batch in self._once(pass_.over, size):
             batches: dict[Part, Batch] = {pass_.over: batch}
             if beside is not None:
-                key = (beside, size)
+                key = (beside, size * pass_.beside_ratio)
                 if key not in self.streams:
-                    self.streams[key] = self._endless(beside, size)
+                    self.streams[key] = self._endless(*key)
                 batches[beside] = next(self.streams[key])
             yield batches
 
@@ -180,18 +182,22 @@ class _Run:
         shared = (self.model, self.original, self.task, self.engine, self.draws)
         total: dict[str, Gradients] = {}
         logged: dict[str, Tensor] = {}
+        sampled: Gradients = {}
+        optim, examples = self.plan.optim, sum(len(batch["ids"]) for batch in drawn.values())
         for weights, chunk in _chunks(drawn, self.engine.accumulate):
 
             def evaluate(weights: dict[str, float] = weights, chunk: dict[Part, Batch] = chunk) -> Terms:
                 views = {part: View(part, batch, *shared) for part, batch in chunk.items()}
+                if isinstance(optim, Curved) and optim.samples(index):
+                    self._sample(sampled, views.values(), examples)
                 step = Step(pass_.over, views, self.model, epoch, index, self.total, self.plan.state)
                 return {
                     name: weights.get("retain" if name == PROBE else name, weights[pass_.over]) * value
                     for name, value in self._probed(self.plan.objective(step), step).items()
                 }
 
-            if isinstance(self.plan.optim, ForwardOnly):
-                terms = self._estimate(total, evaluate, self.plan.optim)
+            if isinstance(optim, ForwardOnly):
+                terms = self._estimate(total, evaluate, optim, index)
             else:
                 terms = self._add(total, evaluate())
             for name, value in terms.items():
@@ -200,7 +206,7 @@ class _Run:
         for modifier, state in zip(self.plan.modifiers, self.states, strict=True):
             total = modifier.gradients(total, state, self.optimizer)
         total.pop(PROBE, None)
-        self._apply(total)
+        self._apply(total, sampled, examples, index)
         return logged
 
     def _probed(self, terms: dict[str, Tensor], step: Step) -> dict[str, Tensor]:
@@ -222,8 +228,21 @@ class _Run:
                     known[key] = known[key] + gradient if key in known else gradient
         return terms
 
+    def _sample(self, known: Gradients, views: Iterable[View], examples: int) -> None:
+        """Adds the gradient for labels that the model draws, as ``Curved.observe`` defines it."""
+        losses = []
+        for view in views:
+            batch = self.task.sample(view.outputs.detach(), view.batch, self.labels)
+            weights = (self.task.label_counts(batch) / examples).sqrt()
+            losses.append((weights * self.task.loss(view.outputs, batch)).sum())
+        trained = list(self.trained.values())
+        found = torch.autograd.grad(torch.stack(losses).sum(), trained, retain_graph=True, allow_unused=True)
+        for name, gradient in zip(self.trained, found, strict=True):
+            if gradient is not None:
+                known[name] = known[name] + gradient if name in known else gradient
+
     def _estimate(
-        self, total: dict[str, Gradients], evaluate: Callable[[], Terms], optim: ForwardOnly
+        self, total: dict[str, Gradients], evaluate: Callable[[], Terms], optim: ForwardOnly, index: int
     ) -> Terms:
         """Adds gradients that were estimated from values alone; every value is of the same draws."""
         state = self.draws.get_state()
@@ -235,7 +254,7 @@ class _Run:
 
         terms = again()
         after = self.draws.get_state()
-        estimates = optim.estimate(again, terms, self.trained, self.optimizer)
+        estimates = optim.estimate(again, terms, self.trained, self.optimizer, index)
         self.draws.set_state(after)
         if not self.separate:
             estimates = {"total": _sum(estimates.values())}
@@ -243,12 +262,15 @@ class _Run:
             total[name] = _sum((total.get(name, {}), gradients))
         return terms
 
-    def _apply(self, terms: dict[str, Gradients]) -> None:
+    def _apply(self, terms: dict[str, Gradients], sampled: Gradients, examples: int, index: int) -> None:
         for name, parameter in self.trained.items():
             found = [term[name] for term in terms.values() if name in term]
             parameter.grad = sum(found[1:], found[0]) if found else None
         if self.plan.optim.clip is not None:
             torch.nn.utils.clip_grad_norm_(self.trained.values(), self.plan.optim.clip)
+        if isinstance(self.plan.optim, Curved):
+            of = {self.trained[name]: gradient for name, gradient in sampled.items()}
+            self.plan.optim.observe(self.optimizer, index, examples, of)
         self.optimizer.step()
         for modifier, state in zip(self.plan.modifiers, self.states, strict=True):
             modifier.after_step(self.model, state)

@@ -75,6 +75,7 @@ class ForwardOnly(Optim):
         terms: Mapping[str, Tensor],
         parameters: Mapping[str, nn.Parameter],
         optimizer: torch.optim.Optimizer,
+        index: int,
     ) -> dict[str, dict[str, Tensor]]:
         """A gradient of each term for each parameter.
 
@@ -83,6 +84,37 @@ class ForwardOnly(Optim):
                 parameter must be back where it was when this method returns.
             terms: their values at the parameters as they were handed over.
             optimizer: for what is to be kept between steps, in ``optimizer.state``.
+            index: number of the step; the parts of one batch (``Engine.accumulate``) share it.
+        """
+
+
+class Curved(Optim):
+    """An optimiser whose step depends on the curvature of the loss as well as on the gradient."""
+
+    @abstractmethod
+    def samples(self, index: int) -> bool:
+        """Whether step ``index`` needs the gradient of the loss for labels that the model draws itself.
+
+        It costs a second backward pass through the forward pass of the step.
+        """
+
+    @abstractmethod
+    def observe(
+        self,
+        optimizer: torch.optim.Optimizer,
+        index: int,
+        examples: int,
+        sampled: Mapping[nn.Parameter, Tensor],
+    ) -> None:
+        """Takes up the curvature; called before each step, when every parameter has its gradient.
+
+        Args:
+            optimizer: what is to be kept between steps goes into ``optimizer.state``.
+            index: number of the step.
+            examples: ``n``, those in the step's batches.
+            sampled: ``Σ_i √(c_i / n) ∇ℓ_i(ŷ_i)`` over the step's examples with ``ŷ_i`` drawn by the model
+                and ``c_i`` the number of labels of an example. The mean of its square over the draws is
+                the Gauss-Newton diagonal of the mean loss. Empty where ``samples`` said no.
         """
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from expunge.data.arrays import Data, fixed_order, random_order
+from expunge.data.arrays import Batch, Data, fixed_order, random_order
 from expunge.errors import CheckpointError, DataError
 from expunge.tasks.base import Task
 from expunge.training.session import Event, Session
+
+Measure = Callable[[Tensor, Batch], Tensor]
+"""A number for each example, ``(N,)``, from the model's outputs and the batch; the loss is one."""
 
 
 def check_finite(model: nn.Module, name: str = "the model") -> None:
@@ -27,6 +31,61 @@ def check_finite(model: nn.Module, name: str = "the model") -> None:
             )
 
 
+@contextmanager
+def differentiable(model: nn.Module, names: Sequence[str]) -> Iterator[list[nn.Parameter]]:
+    """The named parameters, requiring gradients, of a model in evaluation mode; then all is as it was."""
+    parameters = dict(model.named_parameters())
+    chosen = [parameters[name] for name in names]
+    modes = {module: module.training for module in model.modules()}
+    flags = [parameter.requires_grad for parameter in chosen]
+    model.eval()
+    for parameter in chosen:
+        parameter.requires_grad_(True)
+    try:
+        yield chosen
+    finally:
+        for module, training in modes.items():
+            module.training = training
+        for parameter, flag in zip(chosen, flags, strict=True):
+            parameter.requires_grad_(flag)
+
+
+def batch_gradients(
+    model: nn.Module,
+    data: Data,
+    task: Task,
+    session: Session,
+    *,
+    names: Sequence[str],
+    batch_size: int,
+    generator: torch.Generator | None = None,
+    measure: Measure | None = None,
+) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """``∇ mean_{i∈B} ℓ_i`` of each batch, with the number of its examples.
+
+    The model is in evaluation mode and the examples are not augmented. They come in their own order,
+    or with ``generator`` in a random one. The model is left as it was. A parameter that the loss does
+    not reach has no gradient there.
+
+    Args:
+        measure: what is differentiated in the place of the task's loss.
+
+    Cost: one forward and backward pass over the data.
+    """
+    measure = measure or task.loss
+    order = fixed_order(len(data), batch_size)
+    if generator is not None:
+        order = random_order(len(data), batch_size, generator)
+    with differentiable(model, names) as chosen:
+        for index, batch in enumerate(data.batches(order, device=session.engine.torch_device)):
+            batch = task.prepare(batch, None)
+            with session.engine.autocast():
+                outputs = task.outputs(model, batch)
+            found = torch.autograd.grad(measure(outputs, batch).mean(), chosen, allow_unused=True)
+            yield len(batch["ids"]), {n: g for n, g in zip(names, found, strict=True) if g is not None}
+            session.emit(Event("step", "gradients", index + 1, len(order)))
+
+
 def gradient_sum(
     model: nn.Module,
     data: Data,
@@ -36,43 +95,43 @@ def gradient_sum(
     names: list[str],
     batch_size: int,
     generator: torch.Generator | None = None,
+    measure: Measure | None = None,
     transform: Callable[[Tensor], Tensor] = lambda gradient: gradient,
 ) -> tuple[dict[str, Tensor], int]:
     """``Σ_B transform(∇ mean_{i∈B} ℓ_i)`` over the batches of the data, and their number.
 
-    The model is in evaluation mode and the examples are not augmented. They come in their own order,
-    or with ``generator`` in a random one. The model is left as it was.
+    Cost: one forward and backward pass over the data; one copy of the parameters.
+    """
+    total, batches = zeros_like(model, names), 0
+    found = batch_gradients(
+        model,
+        data,
+        task,
+        session,
+        names=names,
+        batch_size=batch_size,
+        generator=generator,
+        measure=measure,
+    )
+    for _, gradients in found:
+        batches += 1
+        for name, gradient in gradients.items():
+            total[name] += transform(gradient)
+    return total, batches
+
+
+def mean_gradient(
+    model: nn.Module, data: Data, task: Task, session: Session, *, names: Sequence[str], batch_size: int
+) -> dict[str, Tensor]:
+    """``(1/N) Σ_i ∇ℓ_i`` over the examples, whatever the batch size.
 
     Cost: one forward and backward pass over the data; one copy of the parameters.
     """
-    parameters = dict(model.named_parameters())
-    chosen = [parameters[name] for name in names]
-    total = {name: torch.zeros_like(parameters[name]) for name in names}
-    order = fixed_order(len(data), batch_size)
-    if generator is not None:
-        order = random_order(len(data), batch_size, generator)
-    modes = {module: module.training for module in model.modules()}
-    flags = [parameter.requires_grad for parameter in chosen]
-    model.eval()
-    for parameter in chosen:
-        parameter.requires_grad_(True)
-    try:
-        for index, batch in enumerate(data.batches(order, device=session.engine.torch_device)):
-            batch = task.prepare(batch, None)
-            with session.engine.autocast():
-                outputs = task.outputs(model, batch)
-            loss = task.loss(outputs, batch).mean()
-            found = torch.autograd.grad(loss, chosen, allow_unused=True)
-            for name, gradient in zip(names, found, strict=True):
-                if gradient is not None:
-                    total[name] += transform(gradient)
-            session.emit(Event("step", "gradients", index + 1, len(order)))
-    finally:
-        for module, training in modes.items():
-            module.training = training
-        for parameter, flag in zip(chosen, flags, strict=True):
-            parameter.requires_grad_(flag)
-    return total, len(order)
+    total = zeros_like(model, names)
+    for size, gradients in batch_gradients(model, data, task, session, names=names, batch_size=batch_size):
+        for name, gradient in gradients.items():
+            total[name] += gradient * (size / len(data))
+    return total
 
 
 def importance(
@@ -84,11 +143,14 @@ def importance(
     names: list[str],
     batch_size: int,
     generator: torch.Generator | None = None,
+    measure: Measure | None = None,
+    transform: Callable[[Tensor], Tensor] = torch.square,
 ) -> dict[str, Tensor]:
     """``I_j = mean_B (∂ mean_{i∈B} ℓ_i / ∂θ_j)²``: the diagonal Fisher of batches of that size.
 
     With ``batch_size=1`` it is the empirical Fisher information; larger batches make it smaller
-    where the gradients of examples disagree.
+    where the gradients of examples disagree. ``measure`` and ``transform`` take the place of the loss
+    and of the square.
     """
     total, batches = gradient_sum(
         model,
@@ -98,9 +160,16 @@ def importance(
         names=names,
         batch_size=batch_size,
         generator=generator,
-        transform=torch.square,
+        measure=measure,
+        transform=transform,
     )
     return {name: value / batches for name, value in total.items()}
+
+
+def zeros_like(model: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
+    """Zeros in the shapes of the named parameters."""
+    parameters = dict(model.named_parameters())
+    return {name: torch.zeros_like(parameters[name]) for name in names}
 
 
 def largest(values: Mapping[str, Tensor], fraction: float) -> dict[str, Tensor]:

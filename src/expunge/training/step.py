@@ -97,6 +97,11 @@ class View:
                 "leaves its statistics as they are, or forget more than one example."
             ) from None
 
+    def through(self, model: nn.Module) -> Tensor:
+        """What a third model says of the same batch, augmentation and drawn noise included."""
+        with self._engine.autocast():
+            return self._task.outputs(model, self.batch)
+
     @cached_property
     def loss(self) -> Tensor:
         """The task's loss of each example."""

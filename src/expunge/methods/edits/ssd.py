@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
-from expunge.data.split import Split
-from expunge.errors import ConfigError
-from expunge.methods.base import Edit, methods
+from expunge.data.arrays import Data
+from expunge.methods.base import methods
+from expunge.methods.edits.dampening import Dampening
 from expunge.tasks.base import Task
 from expunge.training import parameters
 from expunge.training.session import Session
@@ -17,7 +16,7 @@ from expunge.training.session import Session
 
 @methods.register("ssd")
 @dataclass(frozen=True, kw_only=True)
-class SSD(Edit):
+class SSD(Dampening):
     """Shrinks the weights that matter far more for the forget set than for all data.
 
     ``I_j(S) = mean_B (∂ mean_{i∈B} ℓ_i / ∂θ_j)²`` over the batches ``B`` of ``S``; where
@@ -41,33 +40,15 @@ class SSD(Edit):
         Dampening, AAAI 2024, arXiv:2308.07707; α 10, λ 1 for ResNet-18.
     """
 
-    alpha: float = 10.0
-    dampening: float = 1.0
-    batch_size: int = 64
-
-    def __post_init__(self) -> None:
-        for name in ("alpha", "dampening"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"must be above 0, got {getattr(self, name)}.", name)
-        if self.batch_size < 1:
-            raise ConfigError(f"must be at least 1, got {self.batch_size}.", "batch_size")
-
-    def edit(self, model: nn.Module, names: list[str], split: Split, task: Task, session: Session) -> None:
-        for_forget, for_all = (
-            parameters.importance(
-                model,
-                data,
-                task,
-                session,
-                names=names,
-                batch_size=self.batch_size,
-                generator=session.generator("ssd"),
-            )
-            for data in (split.forget, split.train())
+    def importance(
+        self, model: nn.Module, names: list[str], data: Data, task: Task, session: Session
+    ) -> dict[str, Tensor]:
+        return parameters.importance(
+            model,
+            data,
+            task,
+            session,
+            names=names,
+            batch_size=self.batch_size,
+            generator=session.generator("ssd"),
         )
-        weights = dict(model.named_parameters())
-        for name in names:
-            selected = for_forget[name] > self.alpha * for_all[name]
-            factor = (self.dampening * for_all[name] / for_forget[name]).clamp(max=1.0)
-            with torch.no_grad():
-                weights[name].mul_(torch.where(selected, factor, 1.0))

@@ -22,6 +22,7 @@ class LoRA(Scope):
         alpha: ``α``.
         targets: endings of the names of the modules to adapt; by default every linear layer and
             convolution.
+        head: whether the last linear layer may be among them.
 
     Raises:
         MissingExtra: peft is not installed.
@@ -32,13 +33,16 @@ class LoRA(Scope):
     rank: int = 8
     alpha: float = 16.0
     targets: tuple[str, ...] = ()
+    head: bool = True
 
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise ConfigError(f"must be at least 1, got {self.rank}.", "rank")
 
     def names(self, model: nn.Module) -> list[str]:
-        raise Unsupported("LoRA adds parameters to train; a method that edits weights cannot use it.")
+        raise Unsupported(
+            "LoRA adds parameters to train; a method that edits weights cannot use it. Choose another."
+        )
 
     def enter(self, model: nn.Module) -> nn.Module:
         try:
@@ -47,10 +51,13 @@ class LoRA(Scope):
         except ImportError:
             raise MissingExtra("The scope 'lora'", "llm") from None
         kinds = (nn.Linear, nn.Conv2d, nn.Embedding) if self.targets else (nn.Linear, nn.Conv2d)
+        linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+        left_out = () if self.head else linear[-1:]
         found = [
             name
             for name, module in model.named_modules()
             if name and isinstance(module, kinds) and (not self.targets or name.endswith(self.targets))
+            if name not in left_out
         ]
         if not found:
             raise Unsupported(f"no module to adapt: none ends with {list(self.targets) or 'a linear layer'}.")
