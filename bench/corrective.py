@@ -14,8 +14,9 @@ is no part of this equal budget: of ten pairs of ``α`` and ``λ`` it takes for 
 owner would take, who sees no clean labels: that of the largest difference between the accuracies on
 retained and on known images, by the labels that were trained on. The three pairs with ``λ = α / 10``, a
 ratio of the authors' grid, were added when a scored draw had shown that ``λ = 1`` can change nothing where
-the model is surer of the known images than of the others. Writes JSON and draws it; ``--draw`` draws what
-was written.
+the model is surer of the known images than of the others. The four settings of each method were narrowed
+after first rounds, part of which used draws that are scored here, so no method's figures are those of a
+blind choice. Writes JSON and draws it; ``--draw`` draws what was written.
 
     python bench/corrective.py [--seeds 0 1 2] [--draw] [--output docs/results/corrective.json]
 """

@@ -20,7 +20,7 @@ from retraining. The settings of ``s3t`` are not tuned. ``ssd, own α`` is no pa
 budget: for each request it takes, of seven ``α``, that with the largest difference between the accuracies on
 retained and on forgotten training images, and pays for all seven. Writes JSON and draws it.
 
-    python bench/requests.py [--seeds 0 1] [--draw] [--output docs/results/requests.json]
+    python bench/deletion_requests.py [--seeds 0 1] [--draw] [--output docs/results/requests.json]
 """
 
 from __future__ import annotations
