@@ -17,6 +17,7 @@ from expunge.searches.class_set import ClassSet
 from expunge.searches.random_set import RandomSet
 from expunge.searches.units import Units
 from expunge.tasks import Classification
+from expunge.training.optim import SGD
 from expunge.training.recipe import Recipe, Training
 from expunge.training.session import Session
 
@@ -95,11 +96,25 @@ def test_units_of_several_examples_count_by_their_examples() -> None:
     assert (hunt.sums / hunt.counts)[:2].tolist() == pytest.approx([0.3, 0.7])
 
 
+def blank() -> nn.Module:
+    """A model that gives both classes one half."""
+    model = nn.Linear(60, 2)
+    nn.init.zeros_(model.weight)
+    nn.init.zeros_(model.bias)
+    return model
+
+
 def test_it_finds_what_a_method_is_blind_for_and_random_sets_do_not(setting) -> None:
     data, _, session, original = setting
     search = Adversarial(size=16, methods=(HalfBlind(),), models=8, fraction=0.5, rounds=3)
-    known = {"mean": torch.full((80,), 0.5).double(), "error": torch.zeros(80).double()}
-    found = search.search(original, data, TASK, replace(session, prepared=known))
+    known = {
+        "mean": torch.full((80,), 0.5).double(),
+        "error": torch.zeros(80).double(),
+        "variance": torch.zeros(80).double(),
+    }
+    unsure = Recipe(blank, TASK, Training(epochs=1, optim=SGD(lr=1e-9)))  # as the reference has it
+    session = replace(session, recipe=unsure, prepared=known)
+    found = search.search(original, data, TASK, session)
     blind = (data.subset(found.ids).column("inputs")[:, 0] <= 0).double().mean()
     usual = [
         (
@@ -114,7 +129,8 @@ def test_it_finds_what_a_method_is_blind_for_and_random_sets_do_not(setting) -> 
     assert max(one.double().mean() for one in usual) < blind
     tried = found.details["exposure of each set tried"]
     assert len(tried) == 4 + 2 + 3 * 3
-    assert found.details["predicted exposure"] > max(tried[:6])
+    assert max(tried[6:]) > max(tried[:6])
+    assert found.details["exposure"] > 0
 
 
 def test_what_was_prepared_is_used_and_the_result_is_the_same(setting) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -25,8 +25,10 @@ from expunge.tasks.base import Task
 from expunge.training.ensemble import train_many
 from expunge.training.session import Event, Session
 
-FINALISTS = 3
-"""Sets that are run once more before one is chosen."""
+FINALISTS = 2
+"""Sets that are judged by true retraining before one is chosen."""
+
+NO_RECIPE = "adversarial trains reference models and needs the recipe of the original. Give recipe=…."
 
 LEAST = 1.2
 """The headroom that a set must have for full credit, in that of random sets."""
@@ -53,9 +55,10 @@ class Adversarial(Sized):
     sets are drawn by the cross-entropy method from what was learnt: a ridge regression on what is known of
     every example (``r``, ``s``, ``p(θ_o)``, class, principal components of the original's outputs) and its
     own residual where it was in a set predict ``D²_i``. One set is the best by prediction; the others keep
-    the better half of the best sets so far and are filled up by prediction with Gumbel noise. At last the
-    best three are run once more with another seed, and the mean decides: a method that fails now and then
-    must not make a set look hard.
+    the better half of the best sets so far and are filled up by prediction with Gumbel noise. At last
+    the best of the first sets and the best of the new ones are judged by the truth: one model retrained
+    without each, and another run of the methods. For the reference knows single examples gone and not a
+    whole set, whose members may have known each other.
 
     Args:
         size: ``m``, a number of units or their fraction of all.
@@ -67,9 +70,9 @@ class Adversarial(Sized):
         models: reference models.
         fraction: of the training examples that each is trained on; ``models · fraction`` must be whole.
 
-    Cost: ``starts + 2 + rounds · sets + 3`` runs of each method with a forward pass for each, 15 by
-        default; and once for all sets of one training set ``models`` trainings on ``fraction`` of it, which
-        ``prepare`` keeps.
+    Cost: ``starts + 2 + rounds · sets + 2`` runs of each method with a forward pass for each, 14 by
+        default, and two retrainings; and once for all sets of one training set ``models`` trainings on
+        ``fraction`` of it, which ``prepare`` keeps.
     Differs: our own. Sets that are hardest in the published sense (``bilevel``, ``loss_ranking``) have
         no headroom: doing nothing is right on them, so they show damage done by a method, not what it
         left. The reference sees single examples gone and not the set, so the truth about a set takes
@@ -121,9 +124,7 @@ class Adversarial(Sized):
     def prepare(self, train: Data, task: Task, session: Session) -> dict[str, Tensor]:
         """Confidence of reference models without the example: its mean, and that one's variance, ``(N,)``."""
         if session.recipe is None:
-            raise MissingEvidence(
-                "adversarial trains reference models and needs the recipe of the original. Give recipe=…."
-            )
+            raise MissingEvidence(NO_RECIPE)
         plan = ShadowPlan(count=self.models, fraction=self.fraction)
         inside = halves(len(train), plan, session.generator("reference"))
         data = [train.subset(train.ids[row]) for row in inside]
@@ -134,7 +135,7 @@ class Adversarial(Sized):
         mean = outside.nanmean(0)
         count = (~inside).sum(0)
         variance = (outside - mean).square().nansum(0) / (count - 1)
-        return {"mean": mean, "error": variance / count}
+        return {"mean": mean, "error": variance / count, "variance": variance}
 
     def search(self, model: nn.Module, train: Data, task: Task, session: Session) -> SearchResult:
         self.check(train, task)
@@ -147,7 +148,7 @@ class Adversarial(Sized):
         total = len(self.starts) + 2 + self.rounds * self.sets + FINALISTS
         done = 0
 
-        def run(pieces: Tensor) -> Tensor:
+        def run(pieces: Tensor, known: Mapping[str, Tensor] = known) -> Tensor:
             nonlocal done
             rows = units.rows(pieces)
             found = self._residuals(model, train, rows, known, task, plain.child("adversarial", done))
@@ -161,7 +162,12 @@ class Adversarial(Sized):
         for index in range(self.rounds):
             for pieces in hunt.next(self.sets, index, draws):
                 hunt.learn(pieces, run(pieces))
-        best = hunt.best(run)
+        judged = []
+        for number, tried in enumerate(hunt.finalists(len(self.starts) + 2)):
+            truth = self._truth(train, units.rows(tried.pieces), known, task, plain.child("judge", number))
+            headroom = _squares(before, truth)[units.rows(tried.pieces)].mean()
+            judged.append(hunt.tried_as(tried.pieces, run(tried.pieces, truth), float(headroom), least=1.0))
+        best = max(judged, key=lambda tried: tried.exposure)
         found = chosen(train, units.rows(best.pieces), "those that expose the methods most", self.unit)
         return replace(found, details=hunt.story(best))
 
@@ -174,6 +180,21 @@ class Adversarial(Sized):
         ids = sized.search(model, train, task, session.child("start", searches.name_of(start))).ids
         pieces: Tensor = torch.unique(units.of[torch.isin(train.ids, ids)])
         return pieces
+
+    def _truth(
+        self, train: Data, rows: Tensor, known: Mapping[str, Tensor], task: Task, session: Session
+    ) -> dict[str, Tensor]:
+        """What is known, where these examples are concerned from one model retrained without them."""
+        if session.recipe is None:
+            raise MissingEvidence(NO_RECIPE)
+        split = Split.from_ids(train, train.ids[rows])
+        retrained = session.recipe.train(split.retain, session, "judge")
+        found = {name: value.clone() for name, value in known.items()}
+        found["mean"][rows] = reading(
+            retrained, train.subset(train.ids[rows]), task, session
+        ).confidence.double()
+        found["error"][rows] = known["variance"][rows]
+        return found
 
     def _residuals(
         self,
@@ -243,19 +264,11 @@ class _Hunt:
             found.append(self._best(noisy, kept))
         return found
 
-    def best(self, run: Callable[[Tensor], Tensor]) -> _Tried:
-        """The best of the three best sets after another run of each."""
-        finalists = sorted(self.tried, key=lambda tried: -tried.exposure)[:FINALISTS]
-        again = [self._tried(tried.pieces, run(tried.pieces)) for tried in finalists]
-        means = [
-            replace(
-                first,
-                exposure=(first.exposure + second.exposure) / 2,
-                distance=(first.distance + second.distance) / 2,
-            )
-            for first, second in zip(finalists, again, strict=True)
+    def finalists(self, first: int) -> list[_Tried]:
+        """The best of the first sets, and the best of those after them."""
+        return [
+            max(found, key=lambda tried: tried.exposure) for found in (self.tried[:first], self.tried[first:])
         ]
-        return max(means, key=lambda tried: tried.exposure)
 
     def learn(self, pieces: Tensor, residuals: Tensor) -> None:
         """Takes in ``D²_i`` ``(methods, n)`` of the examples of these units, ascending."""
@@ -263,19 +276,19 @@ class _Hunt:
         each = residuals.mean(0)
         for sums, values in ((self.sums, each), (self.counts, torch.ones_like(each))):
             sums.index_add_(0, of, values)
-        self.tried.append(self._tried(pieces, residuals))
+        self.tried.append(self.tried_as(pieces, residuals, self._mean(self.headroom, pieces)))
 
-    def _tried(self, pieces: Tensor, residuals: Tensor) -> _Tried:
-        headroom = self._mean(self.headroom, pieces)
+    def tried_as(self, pieces: Tensor, residuals: Tensor, headroom: float, least: float = LEAST) -> _Tried:
+        """What came of a set, given its ``H²``."""
         distance = float(residuals.mean(1).clamp_min(0).sqrt().mean())
-        exposure = distance / max(headroom, self.floor) ** 0.5
+        exposure = distance / max(headroom, self.floor * (least / LEAST) ** 2) ** 0.5
         return _Tried(pieces, distance, max(headroom, 0.0) ** 0.5, exposure)
 
     def story(self, best: _Tried) -> dict[str, Any]:
         return {
-            "predicted exposure": best.exposure,
-            "predicted distance": best.distance,
-            "predicted headroom": best.headroom,
+            "exposure": best.exposure,
+            "distance": best.distance,
+            "headroom": best.headroom,
             "headroom of random sets": self.floor**0.5 / LEAST,
             "exposure of each set tried": [tried.exposure for tried in self.tried],
         }
