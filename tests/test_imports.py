@@ -23,7 +23,7 @@ LAYERS = (
     {"evaluation"},
     {"pictures"},
     {"searches"},
-    {"api", "experiment", "foreign", "provenance", "reference_models", "runner", "store"},
+    {"api", "experiment", "foreign", "provenance", "reference_models", "run_log", "runner", "store"},
     {"report", "bench"},
     {"cli"},
 )

@@ -7,7 +7,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from expunge.evaluation.shadows import Shadows
 from expunge.evaluation.table import Row, Table
 from expunge.experiment import Experiment, check
 from expunge.pictures import pictures
+from expunge.run_log import RunLog
 from expunge.searches.base import Search, searches
 from expunge.searches.result import SearchResult
 from expunge.store import Store, key_of, write_text
@@ -33,7 +34,7 @@ from expunge.training.meter import metered
 from expunge.training.parameters import check_finite
 from expunge.training.session import Callback, Event
 
-RESULT, CONFIG, EVENTS = "result.json", "experiment.yaml", "events.jsonl"
+RESULT, CONFIG = "result.json", "experiment.yaml"
 
 TIMINGS = ("cost.seconds", "cost.ratio", "cost.memory")
 """Scores that differ between two runs of the same experiment, because they measure the machine."""
@@ -50,7 +51,7 @@ def execute(experiment: Experiment, directory: Path, callbacks: Sequence[Callbac
         ExpungeError: a mistake in the experiment, found before anything is trained where it can be; a
             directory that cannot be written.
     """
-    with _Log(directory) as log:
+    with RunLog(directory) as log:
         check(experiment)
         return _Run(experiment, directory, (*callbacks, log)).report()
 
@@ -320,60 +321,6 @@ class _Run:
         self.done += 1
         seconds = 0.0 if there else time.perf_counter() - start
         self.session.emit(Event("step", "run", self.done, self.pieces, {name: seconds}))
-
-
-class _Log:
-    """``events.jsonl``: one line for each event but single steps. Also keeps others out."""
-
-    def __init__(self, directory: Path) -> None:
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            self.file = (directory / EVENTS).open("a", encoding="utf-8")
-        except OSError as error:
-            raise RunError(
-                f"cannot write to '{directory}': {error.strerror}. Choose another with --directory."
-            ) from None
-        self._lock(directory)
-
-    def __call__(self, event: Event) -> None:
-        if event.kind == "step" and event.what != "run":
-            return
-        line = {
-            "time": round(time.time(), 3),
-            "kind": event.kind,
-            "what": event.what,
-            "index": event.index,
-            "total": event.total,
-            "values": dict(event.values),
-        }
-        try:
-            self.file.write(json.dumps(line) + "\n")
-            self.file.flush()
-        except OSError as error:
-            raise RunError(
-                f"cannot write '{self.file.name}': {error.strerror}. What was finished before is kept; "
-                "make room and run the same command again."
-            ) from None
-
-    def __enter__(self) -> _Log:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with suppress(OSError):  # what could not be written was said when it was written
-            self.file.close()
-
-    def _lock(self, directory: Path) -> None:
-        try:
-            import fcntl
-        except ImportError:  # no such lock on this system; two runs in one directory are the user's care
-            return
-        try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self.file.close()
-            raise RunError(
-                f"another run is working in '{directory}'. Wait for it or choose another with --directory."
-            ) from None
 
 
 def without_timings(result: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,8 @@ import torch
 from expunge.errors import RunError
 from expunge.evaluation.report import Report
 from expunge.experiment import Experiment, parse, read
-from expunge.runner import EVENTS, RESULT, execute, without_timings
+from expunge.run_log import EVENTS
+from expunge.runner import RESULT, execute, without_timings
 from expunge.training.checkpoint import save_weights
 from expunge.training.session import Event
 
