@@ -36,6 +36,9 @@ GROUPS = ("forget", "methods")
 TRIAL_SIZE = 4
 """Examples of each part in the trial run that ``check`` makes."""
 
+CLASS_TRIAL_SIZE = 64
+"""The same for methods that forget whole classes, some of which look for structure inside the class."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
@@ -208,7 +211,7 @@ def _whole_class(sourced: Sourced, task: Task) -> Split:
     """A handful of examples of one class to forget, and of others to keep."""
     labels = task.groups(sourced.train)
     rows = (labels == labels[0], labels != labels[0])
-    forget, keep = (sourced.train.ids[row.nonzero().flatten()[:TRIAL_SIZE]] for row in rows)
+    forget, keep = (sourced.train.ids[row.nonzero().flatten()[:CLASS_TRIAL_SIZE]] for row in rows)
     return Split.from_ids(sourced.train.subset(torch.cat([forget, keep])), forget)
 
 

@@ -24,6 +24,7 @@ from expunge.evaluation.report import Report
 from expunge.evaluation.shadows import Shadows
 from expunge.evaluation.table import Row, Table
 from expunge.experiment import Experiment, check
+from expunge.methods.base import methods
 from expunge.pictures import pictures
 from expunge.run_log import RunLog
 from expunge.searches.base import Search, searches
@@ -221,7 +222,7 @@ class _Run:
 
         def compute() -> tuple[dict[str, Any], nn.Module | None]:
             try:
-                ready = replace(session, prepared=self._prepared(method_name) if method.prepares else None)
+                ready = replace(session, prepared=self._prepared(method_name) if method.prepared_by else None)
                 with metered(session.engine.torch_device) as cost:
                     model = method.unlearn(self.original, split, self.experiment.task, ready)
             except (Diverged, Unsupported) as error:
@@ -234,18 +235,20 @@ class _Run:
         return Candidate(method_name, "unlearned", model, value["cost"], config.dump(method), value["error"])
 
     def _prepared(self, method_name: str) -> Mapping[str, Tensor]:
-        """What a method makes once for all forget sets."""
+        """What methods of a kind make once for all forget sets, shared by those that would make the same."""
         if method_name not in self.ready:
             experiment, method = self.experiment, self.experiment.methods[method_name]
-            session = self.session.child("prepare", method_name)
+            kind = methods.name_of(method)
+            session = self.session.child("prepare", kind)
 
             def compute() -> tuple[dict[str, Any], dict[str, Tensor]]:
                 with metered(session.engine.torch_device) as cost:
                     tensors = method.prepare(experiment.sourced.train, experiment.task, session)
                 return {"cost": cost}, tensors
 
+            fields = {name: getattr(method, name) for name in method.prepared_by}
             keep = partial(self._tensors, self.base)
-            self.ready[method_name] = keep(f"prepare {method_name}", (facts(method),), compute)
+            self.ready[method_name] = keep(f"prepare {kind}", (kind, facts(fields)), compute)
         return self.ready[method_name]
 
     def _prepared_search(self, search: Search) -> Mapping[str, Tensor]:
@@ -373,6 +376,6 @@ def _count(experiment: Experiment) -> int:
     models = experiment.retrained + len(experiment.methods)
     further = (experiment.repeats - 1) * len(experiment.methods) + len(experiment.controls)
     further += len(reference_models.treated_methods(experiment))
-    prepared = sum(method.prepares for method in experiment.methods.values())
+    prepared = sum(bool(method.prepared_by) for method in experiment.methods.values())
     once = 1 + prepared + (experiment.shadows is not None)
     return once + len(experiment.forget) * (3 + 2 * models + further)

@@ -35,6 +35,15 @@ def test_a_method_prepares_once_for_all_forget_sets_and_a_class_method_says_why_
     assert {path.name for path in (tmp_path / "store").iterdir()} == pieces
 
 
+def test_methods_that_differ_in_what_does_not_matter_to_it_share_what_is_prepared(tmp_path) -> None:
+    match = {"kind": "datamodel_match", "models": 2, "epochs": 1}
+    methods = {"slow": {**match, "optim": {"lr": 1e-5}}, "fast": match, "more": {**match, "models": 3}}
+    execute(
+        parse({**PLAIN, "forget": {"few": {"kind": "random_set", "size": 3}}, "methods": methods}), tmp_path
+    )
+    assert len(list((tmp_path / "store").glob("prepare_datamodel_match-*"))) == 2
+
+
 def test_searches_that_need_reference_models_share_them(tmp_path) -> None:
     adversarial = {"kind": "adversarial", "size": 5, "models": 4, "fraction": 0.5, "rounds": 1, "sets": 1}
     forget = {

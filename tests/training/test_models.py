@@ -27,6 +27,7 @@ SPECS: list[dict[str, object]] = [
     {"kind": "small_cnn", "classes": 5, "width": 4},
     {"kind": "resnet20", "classes": 5, "mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2]},
     {"kind": "resnet18", "classes": 5, "width": 4},
+    {"kind": "resnet9", "classes": 5, "width": 4, "stride": 2},
     {"kind": "hf_resnet", "classes": 5},
     {"kind": "hf_vit", "classes": 5, "image_size": 8},
 ]
@@ -72,7 +73,7 @@ def test_every_kind_is_tried_here() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "parameters"),
-    [("resnet20", 269_722), ("resnet18", 11_173_962)],
+    [("resnet20", 269_722), ("resnet18", 11_173_962), ("resnet9", 6_573_130)],
 )
 def test_sizes_are_those_of_the_papers(kind: str, parameters: int) -> None:
     assert sum(p.numel() for p in build(kind, classes=10).parameters()) == parameters

@@ -38,8 +38,8 @@ class Method(ABC):
     forgets: ClassVar[Literal["examples", "classes"]] = "examples"
     """``classes`` where only whole classes can be forgotten."""
 
-    prepares: ClassVar[bool] = False
-    """Whether something is made once, before any request, and shared by all of them: see ``prepare``."""
+    prepared_by: ClassVar[tuple[str, ...]] = ()
+    """The fields that decide what is made once, before any request, and shared by all: see ``prepare``."""
 
     def check(self, split: Split, task: Task) -> None:
         """Refuses a forget set or a task that can be known to be wrong before anything is trained.

@@ -132,6 +132,18 @@ class ResNet18(ImageSpec):
         return networks.ResNet(self.in_channels, self.classes, widths, 2, True, self.normalise())
 
 
+@models.register("resnet9")
+@dataclass(frozen=True, kw_only=True)
+class ResNet9(ImageSpec):
+    """ResNet of nine layers that trains in few epochs; ``width`` and ``stride`` of its stem make it small."""
+
+    width: int = 64
+    stride: int = 1
+
+    def network(self) -> nn.Module:
+        return networks.ResNet9(self.in_channels, self.classes, self.width, self.stride, self.normalise())
+
+
 @models.register("tiny_lm")
 @dataclass(frozen=True, kw_only=True)
 class TinyLm(ModelSpec):

@@ -83,6 +83,11 @@ class S3T(ShardedMethod):
     batch_size: int = 128
     optim: Optim = AdamW(lr=2e-4, weight_decay=0.0, schedule="linear")
 
+    prepared_by = (
+        "shards", "slices", "budget", "probabilities", "slice_by",
+        "rank", "targets", "epochs", "batch_size", "optim",
+    )  # fmt: skip
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("rank", "epochs", "batch_size"):

@@ -77,7 +77,6 @@ class ShardedMethod(Method):
 
     guarantee = "exact"
     needs_recipe = True
-    prepares = True
 
     shards: int
     slices: int

@@ -50,6 +50,8 @@ class SISA(ShardedMethod):
     slices: int = 5
     epochs: int | None = None
 
+    prepared_by = ("shards", "slices", "epochs")
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.epochs is not None and self.epochs < 1:

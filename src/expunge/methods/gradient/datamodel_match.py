@@ -81,7 +81,7 @@ class DatamodelMatch(GradientMethod):
     """
 
     needs_recipe = True
-    prepares = True
+    prepared_by = ("models",)
 
     epochs: int = 5
     batch_size: int = 128
