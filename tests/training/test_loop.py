@@ -192,6 +192,18 @@ def test_weights_that_become_infinite_in_the_last_step_are_named(model):
         _optimise(model, plan)
 
 
+def test_statistics_that_become_infinite_are_named_as_weights_are(model):
+    network = nn.Sequential(model, nn.BatchNorm1d(model[-1].out_features))
+
+    def spoil(running: nn.Module, index: int) -> bool:
+        running[1].running_var.fill_(torch.inf)
+        return False
+
+    plan = replace(_plan(objective=lambda step: {"loss": step.retain.loss.mean()}), after=spoil)
+    with pytest.raises(Diverged, match=r"the weights of '1\.running_var' are no longer finite"):
+        _optimise(network, plan)
+
+
 def test_a_term_without_any_trainable_parameter_is_unsupported(model):
     plan = _plan(objective=lambda step: {"loss": step.retain.original_loss.mean()})
     with pytest.raises(Unsupported, match="does not depend on any parameter that may move"):

@@ -291,7 +291,8 @@ class _Run:
         model = self.plan.scope.leave(self.model)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(self.flags[name])
-            if not torch.isfinite(parameter).all():
+        for name, value in model.state_dict().items():
+            if value.is_floating_point() and not torch.isfinite(value).all():
                 raise Diverged(
                     f"{self.plan.what}: the weights of '{name}' are no longer finite. "
                     f"Lower the learning rate (now {self.plan.optim.lr}) or set optim.clip."
