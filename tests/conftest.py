@@ -1,4 +1,5 @@
-"""Four micro settings, one for each task: a trained model, what it must forget, and how it was trained."""
+"""Micro settings, one for each task and one of a whole class: a trained model, what it must forget, and how
+it was trained."""
 
 from __future__ import annotations
 
@@ -20,6 +21,10 @@ from expunge.training.session import Session
 torch.set_num_threads(1)
 
 NAMES = ("classification", "regression", "causal_lm", "diffusion")
+"""One setting for each task, in which every fourth example is to be forgotten."""
+
+WHOLE_CLASS = "whole_class"
+"""A classification in which a class of three is to be forgotten, and no batch norm sees parts of a batch."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +45,7 @@ class Setting:
 
 @pytest.fixture(params=NAMES)
 def setting(request: pytest.FixtureRequest) -> Setting:
-    """One of the four; ``@pytest.mark.parametrize("setting", ["regression"], indirect=True)`` picks."""
+    """One of ``NAMES``; ``@pytest.mark.parametrize("setting", ["regression"], indirect=True)`` picks."""
     return _setting(request.param)
 
 
@@ -52,9 +57,10 @@ def _setting(name: str) -> Setting:
         "regression": _regression,
         "causal_lm": _causal_lm,
         "diffusion": _diffusion,
+        WHOLE_CLASS: _whole_class,
     }[name](draws)
     data = ArrayData(columns)
-    split = Split.from_ids(data, range(0, len(data), 4))
+    split = Split.from_ids(data, range(0, len(data), 3 if name == WHOLE_CLASS else 4))  # label 0 of 0, 1, 2
     recipe = Recipe(config.build(models, model), task, training)
     original = recipe.train(data, Session(seed=0))
     return Setting(name, task, split, recipe, Session(seed=1, recipe=recipe), original)
@@ -69,6 +75,13 @@ def _classification(draws: torch.Generator) -> tuple[Task, dict, dict[str, Tenso
     model = {"kind": "small_cnn", "classes": 3, "in_channels": 1, "width": 3}
     training = Training(epochs=10, batch_size=12, optim=AdamW(lr=0.02))
     return Classification(3), model, {"inputs": inputs, "targets": targets}, training
+
+
+def _whole_class(draws: torch.Generator) -> tuple[Task, dict, dict[str, Tensor], Training]:
+    """The same images for a perceptron: every class method takes it, and none needs a convolution."""
+    task, _, columns, training = _classification(draws)
+    model = {"kind": "mlp", "inputs": 25, "outputs": 3, "hidden": (8, 8)}
+    return task, model, columns, training
 
 
 def _regression(draws: torch.Generator) -> tuple[Task, dict, dict[str, Tensor], Training]:

@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tests.conftest import NAMES, WHOLE_CLASS
 
 from expunge import config
 from expunge.errors import Unsupported
@@ -28,6 +29,9 @@ from expunge.training.recipe import Recipe
 from expunge.training.scope import scopes
 from expunge.training.session import Session
 
+CLASSES = [name for name in methods.names() if methods.get(name).forgets == "classes"]
+"""They refuse the settings in which single examples are to be forgotten, and run where a class is."""
+
 GRADIENT = [name for name in methods.names() if issubclass(methods.get(name), GradientMethod)]
 SMALL = {
     "epochs": 2, "batch_size": 4, "shards": 2, "slices": 2, "retrain": "auto", "models": 4, "oracles": 2,
@@ -37,6 +41,11 @@ NEEDED = {"modules": {"patterns": ["head"]}}
 """Values of the fields that have no default."""
 
 every_method = pytest.mark.parametrize("name", methods.names())
+every_run = pytest.mark.parametrize(
+    ("setting", "name"),
+    [*itertools.product(NAMES, methods.names()), *itertools.product([WHOLE_CLASS], CLASSES)],
+    indirect=["setting"],
+)
 
 
 def build(name, **fields):
@@ -91,7 +100,7 @@ def generators():
     return random.getstate(), np.random.get_state()[1].tobytes(), torch.get_rng_state().tolist()
 
 
-@every_method
+@every_run
 def test_the_original_and_the_callers_generators_stay_and_so_does_a_frozen_parameter(name, setting):
     """Weights, buffers, flags, modes and gradients of the original; all from one run, which takes time."""
     model = setting.fresh().train()
@@ -113,7 +122,7 @@ def test_the_original_and_the_callers_generators_stay_and_so_does_a_frozen_param
         assert not dict(result.named_parameters())[frozen].requires_grad
 
 
-@every_method
+@every_run
 def test_the_same_seed_gives_the_same_bytes_whatever_the_callers_generators_say(name, setting):
     random.seed(7), np.random.seed(7), torch.manual_seed(7)
     first, again = reference(name, setting), unlearn(name, setting)
@@ -121,14 +130,14 @@ def test_the_same_seed_gives_the_same_bytes_whatever_the_callers_generators_say(
     assert first is None or same_bytes(first, again)
 
 
-@every_method
+@every_run
 def test_another_seed_gives_other_weights_where_the_method_draws(name, setting):
     other = unlearn(name, setting, session=replace(setting.session, seed=2))
     if other is not None and not issubclass(methods.get(name), Edit):
         assert not same_bytes(reference(name, setting), other)
 
 
-@every_method
+@every_run
 def test_the_result_is_finite_in_evaluation_mode_and_built_like_the_original(name, setting):
     result = reference(name, setting)
     if result is None:
@@ -144,7 +153,7 @@ def test_the_result_is_finite_in_evaluation_mode_and_built_like_the_original(nam
     assert all(p.requires_grad and p.grad is None for p in result.parameters())
 
 
-@every_method
+@every_run
 def test_the_result_shares_no_memory_with_the_original(name, setting):
     result = reference(name, setting)
     if result is not None:
@@ -159,7 +168,7 @@ def test_the_configuration_survives_a_round_trip(name):
     assert config.dump(method)["kind"] == name
 
 
-@every_method
+@every_run
 def test_the_weights_survive_saving_and_loading(name, setting, tmp_path):
     result = reference(name, setting)
     if result is None:
@@ -194,7 +203,7 @@ TRAINS = {"datamodel_match", "oracle_match"}
 tests compare halves on models where it cannot."""
 
 
-@every_method
+@every_run
 def test_gradients_of_half_batches_add_up_to_the_same_weights(name, setting):
     fields = steady(name)
     halves = unlearn(name, setting, session=replace(setting.session, engine=Engine(accumulate=2)), **fields)
@@ -208,7 +217,7 @@ def test_gradients_of_half_batches_add_up_to_the_same_weights(name, setting):
         assert distance(halves, whole) <= 1e-3 * distance(whole, before)
 
 
-@every_method
+@every_run
 def test_bfloat16_gives_finite_float32_weights(name, setting):
     result = unlearn(name, setting, session=replace(setting.session, engine=Engine(dtype="bfloat16")))
     if result is not None:
@@ -265,10 +274,18 @@ def _pairs(*axes):
     return chosen
 
 
-@pytest.mark.parametrize("setting", ["classification"], indirect=True)
+AXES = ["none", *modifiers.names()], scopes.names(), optimisers.names()
+ADAPTS = ["gs_lora", "gs_lora_plus"]
+"""Methods that train adapters and refuse every other scope."""
+COMBINATIONS = [
+    *((name, "classification", *rest) for name, *rest in _pairs(sorted(set(GRADIENT) - set(CLASSES)), *AXES)),
+    *((name, WHOLE_CLASS, *rest) for name, *rest in _pairs(sorted(set(CLASSES) - set(ADAPTS)), *AXES)),
+    *((name, WHOLE_CLASS, *rest) for name, *rest in _pairs(ADAPTS, AXES[0], ["lora"], AXES[2])),
+]
+
+
 @pytest.mark.parametrize(
-    ("name", "modifier", "scope", "optimiser"),
-    _pairs(GRADIENT, ["none", *modifiers.names()], scopes.names(), optimisers.names()),
+    ("name", "setting", "modifier", "scope", "optimiser"), COMBINATIONS, indirect=["setting"]
 )
 def test_any_objective_runs_with_any_modifier_scope_and_optimiser(setting, name, modifier, scope, optimiser):
     if scope == "lora":
@@ -286,6 +303,27 @@ def test_any_objective_runs_with_any_modifier_scope_and_optimiser(setting, name,
         assert all(torch.isfinite(value).all() for value in result.state_dict().values())
         assert not same_bytes(result, setting.original)
         assert result.state_dict().keys() == setting.original.state_dict().keys()
+    else:
+        assert setting.name != WHOLE_CLASS
+
+
+@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("setting", [*NAMES, WHOLE_CLASS], indirect=True)
+def test_class_methods_run_where_a_class_is_forgotten_and_only_there(name, setting):
+    assert (reference(name, setting) is not None) == (setting.name == WHOLE_CLASS)
+    if setting.name == "classification":
+        said = "only whole classes can be forgotten.*Use a search that gives classes"
+        with pytest.raises(Unsupported, match=said):
+            build(name).unlearn(setting.original, setting.split, setting.task, setting.session)
+
+
+@pytest.mark.parametrize("name", ADAPTS)
+@pytest.mark.parametrize("setting", [WHOLE_CLASS], indirect=True)
+def test_methods_that_train_adapters_refuse_every_other_scope(name, setting):
+    for scope in set(scopes.names()) - {"lora"}:
+        method = build(name, scope={"kind": scope, **NEEDED.get(scope, {})})
+        with pytest.raises(Unsupported, match="trains adapters. Set scope to lora"):
+            method.unlearn(setting.original, setting.split, setting.task, setting.session)
 
 
 SECOND_NORM = {"body.4.weight", "body.4.bias"} | {
@@ -327,11 +365,13 @@ def test_everything_moves_under_the_scope_everything(setting):
     ]
 
 
-@pytest.mark.parametrize("setting", ["classification"], indirect=True)
+@pytest.mark.parametrize("setting", ["classification", WHOLE_CLASS], indirect=True)
 def test_the_methods_that_relabel_are_the_ones_this_file_names(setting):
     class Silent(Classification):
         def relabel(self, batch, generator):
             raise Unsupported("no targets. Use another method.")
 
-    runs = [name for name in methods.names() if reference(name, setting) is not None]
-    assert {name for name in runs if unlearn(name, setting, task=Silent(3)) is None} == RELABELS
+    asked = methods.names() if setting.name == "classification" else CLASSES
+    runs = [name for name in asked if reference(name, setting) is not None]
+    relabel = {name for name in runs if unlearn(name, setting, task=Silent(3)) is None}
+    assert relabel == RELABELS & set(asked)

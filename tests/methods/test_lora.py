@@ -78,7 +78,25 @@ def test_a_module_whose_name_ends_like_an_adapted_one_is_not_adapted():
     assert changed == {"0.weight", "body.1.weight"}
 
 
-@pytest.mark.parametrize("model", [nn.Sequential(nn.LayerNorm(3)), nn.Linear(3, 3)], ids=["none", "root"])
+def test_a_frozen_layer_is_not_adapted():
+    split = Split.from_ids((torch.randn(12, 4), torch.arange(12) % 3), range(4))
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+    model[0].requires_grad_(False)
+    method = GradDiff(epochs=1, batch_size=4, scope=LoRA(rank=1), optim=AdamW(lr=0.01))
+    result = method.unlearn(model, split, Classification(3), Session())
+    assert torch.equal(result[0].weight, model[0].weight)
+    assert not torch.equal(result[2].weight, model[2].weight)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        nn.Sequential(nn.LayerNorm(3)),
+        nn.Linear(3, 3),
+        nn.Sequential(nn.Linear(3, 3)).requires_grad_(False),
+    ],
+    ids=["none", "root", "frozen"],
+)
 def test_a_model_with_nothing_to_adapt_is_refused(model):
     with pytest.raises(Unsupported, match="no module to adapt"):
         LoRA().enter(model)

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from expunge.errors import ConfigError
-from expunge.training.engine import Engine
+from expunge.training import engine as module
+from expunge.training.engine import Engine, computes_bfloat16
 
 
 @pytest.fixture
@@ -74,3 +75,35 @@ def test_what_cannot_be_used_is_refused_by_name(fields, said, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match=said):
         Engine(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "units", "warns"),
+    [
+        ({"dtype": "bfloat16", "device": "cpu"}, False, True),
+        ({"dtype": "bfloat16", "device": "auto"}, False, True),
+        ({"dtype": "bfloat16", "device": "cpu"}, True, False),
+        ({"dtype": "float32", "device": "cpu"}, False, False),
+        ({"dtype": "bfloat16", "device": "cuda"}, False, False),
+    ],
+)
+def test_bfloat16_is_warned_of_on_a_cpu_without_it_and_never_changed(fields, units, warns, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: fields["device"] == "cuda")
+    monkeypatch.setattr(module, "computes_bfloat16", lambda: units)
+    engine = Engine(**fields)
+    assert bool(engine.caution) == warns
+    assert engine.dtype == fields["dtype"]
+
+
+def test_without_one_dnn_no_cpu_computes_bfloat16(monkeypatch):
+    assert isinstance(computes_bfloat16(), bool)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert not computes_bfloat16()
+
+
+@pytest.mark.skipif(not hasattr(torch.cpu, "get_capabilities"), reason="torch says not what the CPU has")
+def test_what_is_said_of_this_cpu_is_what_its_instructions_say():
+    can = torch.cpu.get_capabilities()
+    if can["architecture"] != "x86_64":
+        pytest.skip("known for x86 alone")
+    assert computes_bfloat16() == bool(can["avx512_bw"] or can["avx_ne_convert"])

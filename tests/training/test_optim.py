@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -18,6 +20,9 @@ def _factors(total, **fields):
         ({"schedule": "constant"}, [1.0, 1.0, 1.0, 1.0]),
         ({"schedule": "linear"}, [1.0, 0.75, 0.5, 0.25]),
         ({"schedule": "cosine"}, [1.0, 0.8535534, 0.5, 0.1464466]),
+        ({"schedule": "exponential"}, [1.0, 0.3162278, 0.1, 0.0316228]),
+        ({"schedule": "exponential", "decay": 0.0625}, [1.0, 0.5, 0.25, 0.125]),
+        ({"schedule": "exponential", "decay": 1.0}, [1.0, 1.0, 1.0, 1.0]),
         ({"schedule": "multistep"}, [1.0, 1.0, 0.1, 0.01]),
         ({"schedule": "multistep", "milestones": (0.25,)}, [1.0, 0.1, 0.1, 0.1]),
     ],
@@ -30,11 +35,25 @@ def test_the_warm_up_rises_evenly_to_the_full_rate():
     assert _factors(10, warmup=0.4) == pytest.approx([0.2, 0.4, 0.6, 0.8] + [1.0] * 6)
 
 
-def test_after_the_warm_up_the_schedule_starts_from_the_top():
-    assert _factors(6, warmup=1 / 3, schedule="linear") == pytest.approx([1 / 3, 2 / 3, 1.0, 0.75, 0.5, 0.25])
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"schedule": "linear"}, [1.0, 0.75, 0.5, 0.25]),
+        ({"schedule": "exponential", "decay": 0.0625}, [1.0, 0.5, 0.25, 0.125]),
+    ],
+)
+def test_after_the_warm_up_the_schedule_starts_from_the_top(fields, expected):
+    assert _factors(6, warmup=1 / 3, **fields) == pytest.approx([1 / 3, 2 / 3, *expected])
 
 
-@pytest.mark.parametrize("schedule", ["constant", "cosine", "linear", "multistep"])
+def test_a_factor_for_each_epoch_is_its_power_as_the_decay():
+    gamma, epochs, steps = 0.9, 5, 3
+    factors = _factors(epochs * steps, schedule="exponential", decay=gamma**epochs)
+    assert factors[::steps] == pytest.approx([gamma**epoch for epoch in range(epochs)])
+    assert all(later < earlier for earlier, later in itertools.pairwise(factors))
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "linear", "exponential", "multistep"])
 @pytest.mark.parametrize("warmup", [0.0, 0.3])
 @pytest.mark.parametrize("total", [1, 2, 97])
 def test_factors_lie_above_zero_and_at_most_at_one(schedule, warmup, total):
@@ -78,6 +97,9 @@ def test_every_optimiser_descends_survives_a_round_trip_and_keeps_its_rate(name)
         ({"lr": 0.0}, "lr: must be above 0, got 0.0"),
         ({"lr": float("nan")}, "lr: must be above 0, got nan"),
         ({"weight_decay": -1.0}, "weight_decay: must not be negative"),
+        ({"decay": 0.0}, "decay: is a fraction of lr"),
+        ({"decay": 1.5}, "decay: is a fraction of lr"),
+        ({"decay": float("nan")}, "decay: is a fraction of lr"),
         ({"warmup": 1.0}, "warmup: is a fraction of all steps"),
         ({"clip": 0.0}, "clip: must be above 0"),
         ({"momentum": 1.0}, r"momentum: must be in \[0, 1\)"),

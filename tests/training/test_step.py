@@ -123,8 +123,14 @@ def test_a_method_that_needs_the_original_pays_for_it_in_the_first_epoch_only(se
 def test_the_original_is_in_evaluation_mode_and_stays_what_it_was(setting):
     model = setting.fresh().train()
     original = Original(model, setting.task, Engine(), {"forget": setting.split.forget})
-    assert not any(module.training for module in original.model.modules())
-    assert not any(parameter.requires_grad for parameter in original.model.parameters())
+    said = []
+    watch = model.register_forward_hook(lambda module, *_: said.append(module.training))
+    (batch,) = setting.split.forget.batches([torch.arange(2)], device="cpu")
+    batch = setting.task.prepare(batch, None)
+    loss = setting.task.loss(original.said(batch), batch)
+    watch.remove()
+    assert said and not any(said)
+    assert not loss.requires_grad
     assert all(module.training for module in model.modules())
     assert all(parameter.requires_grad for parameter in model.parameters())
 

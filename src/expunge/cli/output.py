@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from expunge.evaluation.report import Report
+    from expunge.training.engine import Engine
+
+
+def warn(engine: Engine) -> None:
+    """Says on stderr, in one line, what will go slowly."""
+    if engine.caution:
+        print(f"warning: {engine.caution}", file=sys.stderr)
 
 
 def show(report: Report, directory: Path) -> None:

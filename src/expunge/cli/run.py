@@ -24,13 +24,14 @@ def command(
     Finished pieces are kept in the directory, so the same command continues a run that was interrupted, and
     a changed experiment computes only what has changed.
     """
-    from expunge.cli.output import show
+    from expunge.cli.output import show, warn
     from expunge.cli.progress import Progress
     from expunge.experiment import read
     from expunge.runner import execute
 
     parsed = read(experiment, settings or ())
     place = directory or Path("runs") / parsed.name
+    warn(parsed.engine)
     with Progress() as progress:
         report = execute(parsed, place, (progress,))
     show(report, place)

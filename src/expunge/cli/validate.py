@@ -19,10 +19,12 @@ def command(experiment: Source, settings: Settings = None) -> None:
     Loads the data, builds the model, and tries every method on a handful of examples. Exit code 0 means that
     `expunge run` with the same arguments will not stop because of a mistake in them.
     """
+    from expunge.cli.output import warn
     from expunge.experiment import check, read
 
     parsed = read(experiment, settings or ())
     check(parsed)
+    warn(parsed.engine)
     for line in _plan(parsed):
         print(line)
 

@@ -65,6 +65,14 @@ class Data(ABC):
                 ``None`` for the examples as they are.
         """
 
+    def random_order(self, batch_size: int, generator: torch.Generator) -> list[Tensor]:
+        """An epoch of random batches, as positions; ``batch_count(len, batch_size)`` of them."""
+        return random_order(len(self), batch_size, generator)
+
+    def fixed_order(self, batch_size: int) -> list[Tensor]:
+        """All positions in order, in batches."""
+        return fixed_order(len(self), batch_size)
+
     @abstractmethod
     def column(self, name: str) -> Tensor:
         """A whole column as stored, ``(N, …)`` on the CPU, in the order of ``ids``.

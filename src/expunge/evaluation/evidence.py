@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from expunge.evaluation.score import Score
     from expunge.evaluation.shadows import Shadows
 
-BATCH_SIZE = 512
-"""Examples in a forward pass of an evaluation."""
+KEPT = 2**28
+"""Numbers of a part's outputs that are kept at most; a language model's logits may be more."""
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,30 @@ class Reading:
     """What one model said about the examples of one part, in the order of the part's ids.
 
     Shapes: ``outputs`` ``(N, …)`` float32 on the CPU; ``loss``, ``score``, ``log_likelihood`` and
-        ``margin`` (the logit-scaled confidence) ``(N,)``.
+        ``margin`` (the logit-scaled confidence) ``(N,)``; ``tokens`` what a task says of each label of a
+        sequence, by name: ``(N, T)``, NaN where there is none.
     """
 
-    outputs: Tensor
+    kept: Tensor | None
     loss: Tensor
     score: Tensor
     log_likelihood: Tensor
     margin: Tensor
+    tokens: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def outputs(self) -> Tensor:
+        """What the model answered.
+
+        Raises:
+            Unsupported: they were too many to keep.
+        """
+        if self.kept is None:
+            raise Unsupported(
+                f"the outputs are more than the {KEPT:,} numbers that are kept. Use a metric of losses or "
+                "token probabilities, or a part with fewer examples."
+            )
+        return self.kept
 
     @property
     def confidence(self) -> Tensor:
@@ -116,7 +132,7 @@ class Subject:
 
     def _activations(self, data: Data, names: tuple[str, ...]) -> dict[str, Tensor]:
         engine, rows = self.session.engine, dict[str, list[Tensor]]()
-        order = fixed_order(len(data), BATCH_SIZE)
+        order = fixed_order(len(data), self.task.batch_size(data))
         with engine.frozen(self._placed) as model, features.watched(model, names) as found:
             for batch in data.batches(order, device=engine.torch_device):
                 batch = self.task.prepare(batch, None)
@@ -137,41 +153,43 @@ class Subject:
             rows = self._outputs(self.parts[part], keep=True)
         except DataError as error:
             raise DataError(f"{self.name}: {error}") from None
-        reading = Reading(*(torch.cat(column) for column in zip(*rows, strict=True)))
+        reading = _joined(rows)
         self.session.emit(Event("evaluated", f"{self.name}: {part}"))
         return reading
 
-    def _outputs(self, data: Data, keep: bool) -> list[tuple[Tensor, ...]]:
-        engine, task, rows = self.session.engine, self.task, []
-        order = fixed_order(len(data), BATCH_SIZE)
+    def _outputs(self, data: Data, keep: bool) -> list[Reading]:
+        engine, task, rows = self.session.engine, self.task, list[Reading]()
+        order, total = fixed_order(len(data), task.batch_size(data)), 0
         with engine.frozen(self._placed) as model:
             for batch in data.batches(order, device=engine.torch_device):
                 batch = task.prepare(batch, None)
                 with engine.autocast():
-                    outputs = task.outputs(model, batch)
+                    said = task.said(model, batch)
                 if keep:
-                    rows.append(self._row(outputs.float(), batch))
+                    rows.append(self._row(said, batch, total <= KEPT))
+                    kept = rows[-1].kept
+                    total = KEPT + 1 if kept is None else total + kept.numel()
         return rows
 
-    def _row(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, ...]:
+    def _row(self, said: Any, batch: Batch, keep: bool) -> Reading:
         task = self.task
-        values = (
+        said = said.float() if isinstance(said, Tensor) else said
+        few = keep and task.output_count(said) <= KEPT
+        outputs = task.spelled_out(said, batch).float().detach().cpu() if few else None
+        tokens = {name: value.cpu() for name, value in task.tokens(said, batch).items()}
+        return Reading(
             outputs,
-            task.loss(outputs, batch),
-            task.score(outputs, batch),
-            task.log_likelihood(outputs, batch),
-            task.margin(outputs, batch),
+            task.loss(said, batch).detach().cpu(),
+            task.score(said, batch).detach().cpu(),
+            task.log_likelihood(said, batch).detach().cpu(),
+            task.margin(said, batch).detach().cpu(),
+            tokens,
         )
-        return tuple(value.detach().cpu() for value in values)
 
     @cached_property
     def _placed(self) -> nn.Module:
         """The model itself where it already is in place, else a copy."""
-        device = self.session.engine.torch_device
-        here = all(parameter.device.type == device.type for parameter in self.model.parameters())
-        if here and not self.session.engine.channels_last:
-            return self.model
-        return self.session.engine.copy(self.model)
+        return self.session.engine.placed(self.model)
 
 
 @dataclass(frozen=True)
@@ -256,11 +274,39 @@ class Evidence:
         return self.task.prepare(batch, None)
 
 
+def _joined(rows: Sequence[Reading]) -> Reading:
+    """The readings of all batches; sequences as long as the longest."""
+    outputs = [row.kept for row in rows if row.kept is not None]
+    return Reading(
+        _stacked(outputs, 0.0) if len(outputs) == len(rows) else None,
+        torch.cat([row.loss for row in rows]),
+        torch.cat([row.score for row in rows]),
+        torch.cat([row.log_likelihood for row in rows]),
+        torch.cat([row.margin for row in rows]),
+        {name: _stacked([row.tokens[name] for row in rows], torch.nan) for name in rows[0].tokens},
+    )
+
+
+def _stacked(values: Sequence[Tensor], padding: float) -> Tensor:
+    longest = max(value.shape[1] if value.ndim > 1 else 0 for value in values)
+    padded = [
+        value
+        if value.ndim < 2 or value.shape[1] == longest
+        else torch.cat(
+            [value, value.new_full((len(value), longest - value.shape[1], *value.shape[2:]), padding)], 1
+        )
+        for value in values
+    ]
+    return torch.cat(padded)
+
+
 def _spoilt(reading: Reading, data: Data, part: str, name: str) -> str:
     """Why a reading cannot be used, in a sentence; empty where it can."""
-    if torch.isfinite(reading.outputs.sum() + reading.loss.sum()):
+    outputs = reading.loss if reading.kept is None else reading.kept
+    if torch.isfinite(outputs.sum() + reading.loss.sum()):
         return ""  # a finite sum has finite terms
-    bad = ~torch.isfinite(reading.outputs.flatten(1)).all(1) | ~torch.isfinite(reading.loss)
+    bad = ~torch.isfinite(outputs.flatten(1) if outputs.ndim > 1 else outputs[:, None]).all(1)
+    bad |= ~torch.isfinite(reading.loss)
     if not bad.any():
         return ""
     first = int(data.ids[bad.nonzero()[0, 0]])

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.font_manager import FontProperties
@@ -17,6 +18,9 @@ from expunge.report.style import GRID
 _RADII = (7, 16, 28, 42, 60, 84)
 _ANGLES = tuple(range(0, 360, 30))
 _SIZE = 8.5
+
+Boxes = np.ndarray[Any, Any]
+"""Left, lower, right and upper edge, ``(…, 4)``."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +39,12 @@ def place(axes: Axes, labels: Sequence[Label], obstacles: Sequence[Bbox] = ()) -
     The axes' limits and layout must be final.
     """
     points = [axes.transData.transform((label.x, label.y)) for label in labels]
-    taken = [*obstacles, *(Bbox.from_extents(x - 5, y - 5, x + 5, y + 5) for x, y in points)]
+    taken = [box.extents for box in obstacles] + [[x - 5, y - 5, x + 5, y + 5] for x, y in points]
+    boxes = np.array(taken, dtype=float).reshape(-1, 4)
     for label, (x, y) in zip(labels, points, strict=True):
-        box = _best(x, y, *_extent(label.text), axes.bbox, taken)
-        taken.append(box)
-        _write(axes, label, x, y, box)
+        box = _best(x, y, *_extent(label.text), np.array(axes.bbox.extents), boxes)
+        boxes = np.vstack([boxes, box])
+        _write(axes, label, x, y, Bbox.from_extents(*box))
 
 
 def _extent(text: str) -> tuple[float, float]:
@@ -50,25 +55,22 @@ def _extent(text: str) -> tuple[float, float]:
     return width + 2, height + 1
 
 
-def _best(x: float, y: float, width: float, height: float, inside: Bbox, taken: list[Bbox]) -> Bbox:
-    """The first free box around the point, or the one that covers least."""
-    found: list[tuple[float, Bbox]] = []
-    for radius in _RADII:
-        for angle in _ANGLES:
-            dx, dy = math.cos(math.radians(angle)), math.sin(math.radians(angle))
-            cx, cy = x + radius * dx + dx * width / 2, y + radius * dy + dy * height / 2
-            box = Bbox.from_bounds(cx - width / 2, cy - height / 2, width, height)
-            cost = sum(_overlap(box, other) for other in taken)
-            cost += 4 * (width * height - _overlap(box, inside))
-            if cost < 1e-6:
-                return box
-            found.append((cost, box))
-    return min(found, key=lambda item: item[0])[1]
+def _best(x: float, y: float, width: float, height: float, inside: Boxes, taken: Boxes) -> Boxes:
+    """The first free box around the point, or the one that covers least; ``(4,)``, as all boxes here."""
+    radius, angle = (grid.ravel() for grid in np.meshgrid(_RADII, np.radians(_ANGLES), indexing="ij"))
+    left = x + (radius + width / 2) * np.cos(angle) - width / 2
+    low = y + (radius + height / 2) * np.sin(angle) - height / 2
+    boxes = np.stack([left, low, left + width, low + height], 1)
+    cost = _overlap(boxes[:, None], taken[None]).sum(1)
+    cost += 4 * (width * height - _overlap(boxes, inside))
+    free = np.flatnonzero(cost < 1e-6)
+    return boxes[free[0] if len(free) else cost.argmin()]  # type: ignore[no-any-return]
 
 
-def _overlap(a: Bbox, b: Bbox) -> float:
-    common = Bbox.intersection(a, b)
-    return float(common.width * common.height) if common is not None else 0.0
+def _overlap(a: Boxes, b: Boxes) -> Boxes:
+    """The common area of boxes ``(…, 4)``."""
+    sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
+    return sides.clip(min=0).prod(-1)  # type: ignore[no-any-return]
 
 
 def _write(axes: Axes, label: Label, x: float, y: float, box: Bbox) -> None:

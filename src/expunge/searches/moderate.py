@@ -20,7 +20,7 @@ from expunge.training.session import Session
 @searches.register("moderate")
 @dataclass(frozen=True, kw_only=True)
 class Moderate(Ranking):
-    """The ``m`` units outside of the middle band of distances from the class median, as a coreset leaves.
+    """The ``m`` units nearest to their class median and furthest from it: what a moderate coreset leaves out.
 
     ``d_i = ‖z_i − median_{j: y_j = y_i} z_j‖₂``, the median taken coordinate by coordinate, ``z`` the logits
     or the penultimate representation under the original. The coreset keeps the middle of the ranking by

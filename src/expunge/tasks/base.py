@@ -8,7 +8,7 @@ denoisers.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from expunge.data.arrays import Batch, Data
 from expunge.errors import Unsupported
 from expunge.registry import Registry
+
+BATCH_SIZE = 512
+"""Examples in a forward pass of an evaluation, where they are small."""
 
 
 class Task(ABC):
@@ -51,9 +54,42 @@ class Task(ABC):
     def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
         """What the model says: logits, predictions, predicted noise. Shape ``(N, …)``."""
 
+    def said(self, model: nn.Module, batch: Batch) -> Any:
+        """What loss, log-likelihood and score are computed from: the outputs, or less than them.
+
+        A language model's logits need not exist all at once for its loss.
+        """
+        return self.outputs(model, batch)
+
+    def spelled_out(self, said: Any, batch: Batch) -> Tensor:
+        """The outputs, from what was said."""
+        return said  # type: ignore[no-any-return]
+
+    def instead(self, batch: Batch, name: str) -> Batch:
+        """The batch with another answer, or to another question, that the data brings by this name.
+
+        Raises:
+            Unsupported: where the task or the data has none.
+        """
+        raise Unsupported(
+            f"task '{type(self).__name__}' has no other answers. Use a method without them: grad_diff, npo."
+        )
+
     @abstractmethod
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """The training loss of each example, in nats where it is a likelihood. Shape ``(N,)``."""
+
+    def batch_size(self, data: Data) -> int:
+        """Examples in a forward pass of an evaluation."""
+        return BATCH_SIZE
+
+    def output_count(self, said: Any) -> int:
+        """How many numbers the outputs are, spelled out."""
+        return said.numel()  # type: ignore[no-any-return]
+
+    def tokens(self, said: Any, batch: Batch) -> dict[str, Tensor]:
+        """What there is to say of each label of a sequence, by name, ``(N, T)``; nothing by default."""
+        return {}
 
     @abstractmethod
     def divergence(

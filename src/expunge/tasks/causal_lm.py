@@ -10,11 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from expunge.data.arrays import Batch, Data
-from expunge.errors import ConfigError, DataError
+from expunge.data.text import IGNORED
+from expunge.errors import ConfigError, DataError, Unsupported
 from expunge.tasks import divergences
-from expunge.tasks.base import Task, model_output, tasks
+from expunge.tasks.base import BATCH_SIZE, Task, model_output, tasks
+from expunge.tasks.token_states import TokenStates, from_logits, states
 
-IGNORED = -100
+__all__ = ["IGNORED", "CausalLM", "labelled"]
+
+LOGITS = 2**24
+"""Logits in a forward pass of an evaluation."""
 
 
 @tasks.register("causal_lm")
@@ -57,15 +62,43 @@ class CausalLM(Task):
         ids = batch["input_ids"]
         return model_output(model(ids) if mask is None else model(ids, attention_mask=mask))
 
-    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        return -self.log_likelihood(outputs, batch) / _labelled(batch).sum(-1)
+    def said(self, model: nn.Module, batch: Batch) -> Tensor | TokenStates:
+        """Hidden states before the labels, of a transformers model; the logits of any other."""
+        found = states(model, batch, labelled(batch), self.vocabulary)
+        return self.outputs(model, batch) if found is None else found
 
-    def log_likelihood(self, outputs: Tensor, batch: Batch) -> Tensor:
+    def spelled_out(self, said: Tensor | TokenStates, batch: Batch) -> Tensor:
+        """The logits ``(N, T, V)``; zeros where nothing is to be predicted and they were not computed."""
+        return said if isinstance(said, Tensor) else said.logits()
+
+    def instead(self, batch: Batch, name: str) -> Batch:
+        if f"{name}.input_ids" not in batch:
+            have = sorted(key.removesuffix(".input_ids") for key in batch if key.endswith(".input_ids"))
+            raise Unsupported(
+                f"the data has no '{name}' answers; it has: {', '.join(have) or 'none'}. Give every record "
+                f"one in answers={{'{name}': …}}, or choose a method that needs none."
+            )
+        columns = ("input_ids", "labels", "attention_mask")
+        return {**batch, **{column: batch[f"{name}.{column}"] for column in columns}}
+
+    def loss(self, outputs: Tensor | TokenStates, batch: Batch) -> Tensor:
+        """The mean over the labelled tokens."""
+        return -self.log_likelihood(outputs, batch) / labelled(batch).sum(-1)
+
+    def log_likelihood(self, outputs: Tensor | TokenStates, batch: Batch) -> Tensor:
         """The sum over the labelled tokens, not their mean: NPO's and DPO's definition."""
-        labels = batch["labels"][:, 1:]
-        logits = outputs[:, :-1].float()
-        losses = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
-        return -losses.sum(-1)
+        if isinstance(outputs, TokenStates):
+            return outputs.summed(outputs.log_probs())
+        return self.token_log_probs(outputs, batch)[0].sum(-1)
+
+    def token_log_probs(self, outputs: Tensor | TokenStates, batch: Batch) -> tuple[Tensor, Tensor]:
+        """``log p(y_t | y_<t)`` of each labelled token, 0 elsewhere, and where those are: ``(N, T − 1)``."""
+        mask = labelled(batch)
+        if isinstance(outputs, TokenStates):
+            return outputs.spread(outputs.log_probs()), mask
+        logits = outputs[:, :-1].float().transpose(1, 2)
+        losses = F.cross_entropy(logits, batch["labels"][:, 1:], ignore_index=IGNORED, reduction="none")
+        return -losses, mask
 
     def divergence(
         self, reference: Tensor, outputs: Tensor, batch: Batch, temperature: float = 1.0
@@ -91,22 +124,43 @@ class CausalLM(Task):
         """Every labelled token drawn from the model's distribution after the true tokens before it."""
         labels = batch["labels"].clone()
         drawn = divergences.drawn(outputs[:, :-1], generator).to(labels.device)
-        labels[:, 1:] = torch.where(_labelled(batch), drawn, labels[:, 1:])
+        labels[:, 1:] = torch.where(labelled(batch), drawn, labels[:, 1:])
         return {**batch, "labels": labels}
 
     def label_counts(self, batch: Batch) -> Tensor:
         """The number of labelled tokens."""
-        return _labelled(batch).sum(-1).float()
+        return labelled(batch).sum(-1).float()
 
-    def score(self, outputs: Tensor, batch: Batch) -> Tensor:
-        right = outputs[:, :-1].argmax(-1) == batch["labels"][:, 1:]
-        return _mean(right.float(), batch)
+    def score(self, outputs: Tensor | TokenStates, batch: Batch) -> Tensor:
+        """The fraction of the labelled tokens that are the likeliest ones."""
+        if isinstance(outputs, TokenStates):
+            right = outputs.spread(outputs.details()["right"])
+        else:
+            right = (outputs[:, :-1].argmax(-1) == batch["labels"][:, 1:]).float()
+        return _mean(right, batch)
+
+    def batch_size(self, data: Data) -> int:
+        """As many examples as have at most 2²⁴ logits together."""
+        return max(1, min(BATCH_SIZE, LOGITS // (data.column("input_ids").shape[1] * self.vocabulary)))
+
+    def output_count(self, said: Tensor | TokenStates) -> int:
+        return said.numel() if isinstance(said, Tensor) else said.shape[0] * said.shape[1] * self.vocabulary
+
+    def tokens(self, said: Tensor | TokenStates, batch: Batch) -> dict[str, Tensor]:
+        """Of every label: ``log_probs``, ``mean`` and ``deviation`` of the log-probability under the model's
+        own distribution, and whether it is the likeliest (``right``); ``(N, T − 1)``, NaN elsewhere."""
+        mask = labelled(batch)
+        if isinstance(said, Tensor):
+            said = from_logits(said, batch, mask)
+        found = {name: said.spread(values) for name, values in said.details().items()}
+        return {name: values.masked_fill(~mask, torch.nan) for name, values in found.items()}
 
 
-def _labelled(batch: Batch) -> Tensor:
+def labelled(batch: Batch) -> Tensor:
+    """Where a token is to be predicted from those before it, ``(N, T − 1)``."""
     return batch["labels"][:, 1:] != IGNORED
 
 
 def _mean(values: Tensor, batch: Batch) -> Tensor:
-    mask = _labelled(batch)
+    mask = labelled(batch)
     return (values * mask).sum(-1) / mask.sum(-1)

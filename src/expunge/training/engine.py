@@ -46,6 +46,16 @@ class Engine:
             raise ConfigError("no CUDA device is available. Use device=cpu.", "device")
 
     @property
+    def caution(self) -> str | None:
+        """What will go slowly, and what to set instead; None where nothing does."""
+        if self.dtype == "float32" or self.torch_device.type != "cpu" or computes_bfloat16():
+            return None
+        return (
+            "this CPU has no instructions for bfloat16, so that training can take 10 times as long as in "
+            "float32, or more. Set engine.dtype=float32."
+        )
+
+    @property
     def torch_device(self) -> torch.device:
         if self.device != "auto":
             return torch.device(self.device)
@@ -57,6 +67,12 @@ class Engine:
         if self.channels_last:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return model
+
+    def placed(self, model: nn.Module) -> nn.Module:
+        """The model itself where it already is on the device and in the layout, else a placed copy."""
+        device = self.torch_device
+        here = all(tensor.device.type == device.type for tensor in model.parameters())
+        return model if here and not self.channels_last else self.copy(model)
 
     def copy(self, model: nn.Module) -> nn.Module:
         """A placed deep copy; the model passed in is left as it is, device and layout included."""
@@ -80,3 +96,8 @@ class Engine:
         finally:
             for module, training in modes.items():
                 module.training = training
+
+
+def computes_bfloat16() -> bool:
+    """Whether torch's CPU kernels (oneDNN) take bfloat16, as they do with AVX-512 and some of ARM's cores."""
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

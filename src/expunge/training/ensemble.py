@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from expunge import seeding
-from expunge.data.arrays import Batch, Data, batch_count, random_order
+from expunge.data.arrays import Batch, Data, batch_count
 from expunge.errors import ConfigError, DataError, Diverged, Unsupported
 from expunge.tasks.base import Task
 from expunge.training.optim import SGD, AdamW
@@ -221,7 +221,7 @@ class _Stack:
         """One batch of each model, stacked: every column ``(S, N, …)``."""
         streams = []
         for data, draws in zip(self.datasets, self.draws, strict=True):
-            order = random_order(len(data), self.recipe.training.batch_size, draws)
+            order = data.random_order(self.recipe.training.batch_size, draws)
             streams.append(data.batches(order, device=self.engine.torch_device, generator=draws))
         for batches in zip(*streams, strict=True):
             drawn = [self.task.prepare(b, d) for b, d in zip(batches, self.draws, strict=True)]

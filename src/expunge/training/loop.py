@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge import seeding
-from expunge.data.arrays import Batch, Data, batch_count, random_order
+from expunge.data.arrays import Batch, Data, batch_count
 from expunge.data.split import Split
 from expunge.errors import Diverged, Unsupported
 from expunge.tasks.base import Task
@@ -170,7 +170,7 @@ class _Run:
 
     def _once(self, part: Part, size: int) -> Iterator[Batch]:
         data = self.plan.parts[part]
-        order = random_order(len(data), size, self.draws)
+        order = data.random_order(size, self.draws)
         return data.batches(order, device=self.engine.torch_device, generator=self.draws)
 
     def _endless(self, part: Part, size: int) -> Iterator[Batch]:

@@ -54,7 +54,11 @@ class ModelSpec(ABC):
                 raise ConfigError(f"must be at least 1, got {value}.", item.name)
 
 
-models: Registry[ModelSpec] = Registry("model", ModelSpec, ("expunge.training.models",))  # type: ignore[type-abstract]
+models: Registry[ModelSpec] = Registry(
+    "model",
+    ModelSpec,  # type: ignore[type-abstract]
+    ("expunge.training.models", "expunge.training.language_models"),
+)
 
 
 @models.register("mlp")

@@ -22,17 +22,20 @@ class Optim(ABC):
     Args:
         lr: learning rate at its highest.
         weight_decay: decay coefficient, with the meaning that the optimiser gives it.
-        schedule: ``constant``; ``cosine`` or ``linear`` down to 0; ``multistep``: × 0.1 at each of
-            ``milestones``.
+        schedule: ``constant``; ``cosine`` or ``linear`` down to 0; ``exponential``: ``lr · decay^t`` at the
+            fraction ``t`` of the steps after the warm-up; ``multistep``: × 0.1 at each of ``milestones``.
         milestones: fractions of all steps, for ``multistep``.
+        decay: the fraction of ``lr`` that ``exponential`` ends at. A factor ``γ`` for each of ``E`` epochs
+            is ``decay = γ^E``, falling within the epochs as well.
         warmup: fraction of all steps over which the rate rises linearly from 0.
         clip: the largest norm of the whole gradient; larger ones are scaled down to it.
     """
 
     lr: float = 0.01
     weight_decay: float = 0.0
-    schedule: Literal["constant", "cosine", "linear", "multistep"] = "constant"
+    schedule: Literal["constant", "cosine", "linear", "exponential", "multistep"] = "constant"
     milestones: tuple[float, ...] = (0.5, 0.75)
+    decay: float = 0.01
     warmup: float = 0.0
     clip: float | None = None
 
@@ -41,6 +44,8 @@ class Optim(ABC):
             raise ConfigError(f"must be above 0, got {self.lr}.", "lr")
         if self.weight_decay < 0:
             raise ConfigError(f"must not be negative, got {self.weight_decay}.", "weight_decay")
+        if not 0 < self.decay <= 1:
+            raise ConfigError(f"is a fraction of lr in (0, 1], got {self.decay}.", "decay")
         if not 0 <= self.warmup < 1:
             raise ConfigError(f"is a fraction of all steps in [0, 1), got {self.warmup}.", "warmup")
         if self.clip is not None and not self.clip > 0:
@@ -60,6 +65,8 @@ class Optim(ABC):
             return 0.5 * (1 + math.cos(math.pi * rest))
         if self.schedule == "linear":
             return 1 - rest
+        if self.schedule == "exponential":
+            return self.decay**rest
         if self.schedule == "multistep":
             return 0.1 ** sum(done >= milestone for milestone in self.milestones)
         return 1.0

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from expunge.data.arrays import Batch, Data, fixed_order, random_order
+from expunge.data.arrays import Batch, Data, fixed_order
 from expunge.errors import CheckpointError, DataError
 from expunge.tasks.base import Task
 from expunge.training.session import Event, Session
@@ -75,7 +75,7 @@ def batch_gradients(
     measure = measure or task.loss
     order = fixed_order(len(data), batch_size)
     if generator is not None:
-        order = random_order(len(data), batch_size, generator)
+        order = data.random_order(batch_size, generator)
     with differentiable(model, names) as chosen:
         for index, batch in enumerate(data.batches(order, device=session.engine.torch_device)):
             batch = task.prepare(batch, None)

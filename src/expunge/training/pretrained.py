@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from expunge.errors import CheckpointError, MissingExtra
@@ -14,11 +15,17 @@ from expunge.errors import CheckpointError, MissingExtra
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
-def pretrained(folder: Path, causal: bool = False) -> nn.Module:
-    """The image classifier, or causal language model, in a folder; float32, in evaluation mode.
+def pretrained(
+    folder: Path, causal: bool = False, *, dtype: torch.dtype | None = torch.float32, **options: Any
+) -> nn.Module:
+    """The image classifier, or causal language model, in a folder; in evaluation mode.
 
     Nothing is downloaded and no code from the folder is run. The normalisation and resizing that its
     image processor would do are not applied: the model gets the data as it is.
+
+    Args:
+        dtype: of the parameters; ``None`` leaves them as they are loaded.
+        options: of transformers' ``from_pretrained``.
 
     Raises:
         CheckpointError: no configuration, no weights, damaged ones, or weights that do not fill the
@@ -35,17 +42,22 @@ def pretrained(folder: Path, causal: bool = False) -> nn.Module:
             f"'{folder}' has a config.json but no weights. Add its model.safetensors, or save the model "
             "again with save_pretrained."
         )
-    model, missing = _load(folder, causal)
+    model, missing = _load(folder, causal, options)
     if missing:
         names = ", ".join(f"'{name}'" for name in missing[:3]) + (" and more" if len(missing) > 3 else "")
         raise CheckpointError(
             f"'{folder}' has no weights for {names} of {type(model).__name__}: it is not a trained model of "
             "this kind. Give the checkpoint that was fine-tuned."
         )
-    return model.float().eval()
+    if dtype == torch.float32:
+        model = model.float()
+    elif dtype is not None:
+        for parameter in model.parameters():  # not the buffers: rotary frequencies need float32
+            parameter.data = parameter.data.to(dtype)
+    return model.eval()
 
 
-def _load(folder: Path, causal: bool) -> tuple[nn.Module, list[str]]:
+def _load(folder: Path, causal: bool, options: dict[str, Any]) -> tuple[nn.Module, list[str]]:
     """The model and the names of the parameters that its files do not hold."""
     try:
         from transformers import AutoModelForCausalLM, AutoModelForImageClassification
@@ -54,7 +66,9 @@ def _load(folder: Path, causal: bool) -> tuple[nn.Module, list[str]]:
     kind: Any = AutoModelForCausalLM if causal else AutoModelForImageClassification
     try:
         with _silent():
-            model, loading = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+            model, loading = kind.from_pretrained(
+                folder, local_files_only=True, output_loading_info=True, **options
+            )
     except Exception as error:  # transformers, tokenizers, safetensors and pickle each raise their own
         said = " ".join(str(error).split())
         said = said if len(said) <= 200 else f"{said[:197]}..."

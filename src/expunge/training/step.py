@@ -22,7 +22,7 @@ class Original:
 
     Where an example always looks the same (no augmentation, no drawn noise), the original's
     log-likelihood and loss are one number each: they are computed when first asked for and kept, so
-    from the second epoch on they cost nothing. The second copy of the model is made on first use.
+    from the second epoch on they cost nothing. Nothing is copied where the model is in place already.
     """
 
     def __init__(self, model: nn.Module, task: Task, engine: Engine, parts: dict[str, Data]) -> None:
@@ -35,21 +35,24 @@ class Original:
 
     @cached_property
     def model(self) -> nn.Module:
-        return self._engine.copy(self._source).eval().requires_grad_(False)
+        """The model as it was handed in where it is in place already, else a copy of it."""
+        return self._engine.placed(self._source)
 
-    def outputs(self, batch: Batch) -> Tensor:
-        """``(N, …)``, without gradient."""
-        with torch.no_grad(), self._engine.autocast():
-            return self._task.outputs(self.model, batch)
+    def said(self, batch: Batch) -> Any:
+        """What it says, without gradient: see ``Task.said``."""
+        with self._engine.frozen(self.model) as model, self._engine.autocast():
+            return self._task.said(model, batch)
 
     def per_example(self, part: str, kind: str, batch: Batch, compute: Callable[[], Tensor]) -> Tensor:
         """A kept per-example value of ``(N,)``, computed where it is not yet known."""
         if not self._fixed[part]:
-            return compute()
+            with torch.no_grad():
+                return compute()
         rows = torch.searchsorted(self._rows[part], batch["ids"].cpu())
         kept = self._kept.setdefault((part, kind), torch.full((len(self._rows[part]),), torch.nan))
         if kept[rows].isnan().any():
-            kept[rows] = compute().float().cpu()
+            with torch.no_grad():
+                kept[rows] = compute().float().cpu()
         return kept[rows].to(batch["ids"].device)
 
 
@@ -69,7 +72,7 @@ class View:
         task: Task,
         engine: Engine,
         generator: torch.Generator | None,
-        kept: bool = True,
+        kept: str | None = "",
     ) -> None:
         self.part = part
         self.batch = batch
@@ -79,16 +82,17 @@ class View:
         self._engine = engine
         self._generator = generator
         self._kept = kept
+        self._instead: dict[str, View] = {}
 
     def __len__(self) -> int:
         return len(self.batch["ids"])
 
     @cached_property
-    def outputs(self) -> Tensor:
-        """What the model being changed says."""
+    def said(self) -> Any:
+        """What loss and log-likelihood are computed from: see ``Task.said``."""
         try:
             with self._engine.autocast():
-                return self._task.outputs(self._model, self.batch)
+                return self._task.said(self._model, self.batch)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
@@ -96,6 +100,12 @@ class View:
                 f"BatchNorm cannot be trained on a batch of {len(self)} example. Use mode=eval, which "
                 "leaves its statistics as they are, or forget more than one example."
             ) from None
+
+    @cached_property
+    def outputs(self) -> Tensor:
+        """What the model being changed says."""
+        with self._engine.autocast():
+            return self._task.spelled_out(self.said, self.batch)
 
     def through(self, model: nn.Module) -> Tensor:
         """What a third model says of the same batch, augmentation and drawn noise included."""
@@ -105,17 +115,22 @@ class View:
     @cached_property
     def loss(self) -> Tensor:
         """The task's loss of each example."""
-        return self._task.loss(self.outputs, self.batch)
+        return self._task.loss(self.said, self.batch)
 
     @cached_property
     def log_likelihood(self) -> Tensor:
         """``log p(y | x)`` of each example."""
-        return self._task.log_likelihood(self.outputs, self.batch)
+        return self._task.log_likelihood(self.said, self.batch)
+
+    @cached_property
+    def _original_said(self) -> Any:
+        return self._original.said(self.batch)
 
     @cached_property
     def original(self) -> Tensor:
         """What the original model says."""
-        return self._original.outputs(self.batch)
+        with torch.no_grad(), self._engine.autocast():
+            return self._task.spelled_out(self._original_said, self.batch)
 
     @cached_property
     def original_loss(self) -> Tensor:
@@ -140,17 +155,35 @@ class View:
     def relabelled(self) -> View:
         """The same examples with targets that carry no information, drawn anew for each step."""
         batch = self._task.relabel(self.batch, self._generator)
-        shared = (self._model, self._original, self._task, self._engine, self._generator)
-        view = View(self.part, batch, *shared, kept=False)
+        view = self._of(batch, None)
         if not self._task.relabel_changes_inputs:
-            view.__dict__["outputs"] = self.outputs  # the inputs are the same: one forward pass is enough
+            view.__dict__["said"] = self.said  # the inputs are the same: one forward pass is enough
         return view
 
-    def _of_original(self, kind: str, measure: Callable[[Tensor, Batch], Tensor]) -> Tensor:
-        def compute() -> Tensor:
-            return measure(self.original, self.batch)
+    def instead(self, name: str) -> View:
+        """The same examples with another answer that the data brings: ``idk``, ``alternate``, …
 
-        return self._original.per_example(self.part, kind, self.batch, compute) if self._kept else compute()
+        Its ``original_*`` values are kept between epochs as the answers' own are.
+
+        Raises:
+            Unsupported: the task or the data has no such answers.
+        """
+        if name not in self._instead:
+            self._instead[name] = self._of(self._task.instead(self.batch, name), name)
+        return self._instead[name]
+
+    def _of(self, batch: Batch, kept: str | None) -> View:
+        shared = (self._model, self._original, self._task, self._engine, self._generator)
+        return View(self.part, batch, *shared, kept=kept)
+
+    def _of_original(self, kind: str, measure: Callable[[Any, Batch], Tensor]) -> Tensor:
+        def compute() -> Tensor:
+            return measure(self._original_said, self.batch)
+
+        if self._kept is None:
+            with torch.no_grad():
+                return compute()
+        return self._original.per_example(self.part, f"{self._kept} {kind}", self.batch, compute)
 
 
 class Step:

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from expunge import seeding
 from expunge.data.arrays import Data, fixed_order
 from expunge.data.split import Split
 from expunge.errors import ConfigError, DataError, Unsupported
@@ -151,10 +152,11 @@ class ConceptPoison(GradientMethod):
                     f"the concept bank '{self.bank}' has shape {tuple(shown.shape)}; expected (N, K), K ≥ 2."
                 )
             return _least_squares(hidden, shown - shown.mean(0))
-        from sklearn.cluster import KMeans
-
         seed = session.child("concepts").seed % 2**32
-        found = KMeans(self.concepts, n_init=3, random_state=seed).fit(hidden.numpy())
+        with seeding.seeded(seed):  # the first import of scikit-learn draws from python's generator
+            from sklearn.cluster import KMeans
+
+            found = KMeans(self.concepts, n_init=3, random_state=seed).fit(hidden.numpy())
         return torch.from_numpy(found.cluster_centers_).to(hidden).T
 
     def _likeliest(

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from expunge import seeding
 from expunge.data.arrays import Data, fixed_order
 from expunge.data.split import Split
 from expunge.errors import ConfigError, DataError, MissingEvidence, Unsupported
@@ -161,7 +162,8 @@ class DatamodelMatch(GradientMethod):
         return found.view(outputs.shape[1:]).float()
 
     def _lasso(self, masks: Tensor, said: Tensor, forget: Tensor) -> Tensor:
-        from sklearn.linear_model import Lasso
+        with seeding.seeded(0):  # the first import of scikit-learn draws from python's generator
+            from sklearn.linear_model import Lasso
 
         fitted = Lasso(alpha=self.penalty, fit_intercept=False, precompute=True, max_iter=5000)
         sums = [

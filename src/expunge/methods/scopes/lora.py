@@ -21,7 +21,7 @@ class LoRA(Scope):
         rank: ``r``.
         alpha: ``α``.
         targets: endings of the names of the modules to adapt; by default every linear layer and
-            convolution.
+            convolution. One whose weight is frozen is left as it is.
         head: whether the last linear layer may be among them.
 
     Raises:
@@ -57,10 +57,11 @@ class LoRA(Scope):
             name
             for name, module in model.named_modules()
             if name and isinstance(module, kinds) and (not self.targets or name.endswith(self.targets))
-            if name not in left_out
+            if name not in left_out and cast(nn.Parameter, module.weight).requires_grad
         ]
         if not found:
-            raise Unsupported(f"no module to adapt: none ends with {list(self.targets) or 'a linear layer'}.")
+            wanted = list(self.targets) or "a linear layer"
+            raise Unsupported(f"no module to adapt: none that is not frozen ends with {wanted}.")
         exactly = "|".join(map(re.escape, found))  # in a list, "0" would also stand for "body.0"
         config = LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=exactly)
         return cast(nn.Module, LoraModel(model, config, "default"))

@@ -1,0 +1,272 @@
+"""Questions with answers, chats and documents, as tokens that live on one device."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from expunge.data.arrays import ArrayData, Batch, digest, random_order
+from expunge.errors import DataError
+
+IGNORED = -100
+"""The label of a token that is not to be predicted: prompt and padding."""
+
+POOL = 32
+"""Batches among which examples are sorted by length."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One thing to be learnt: the answer to a question, the last turn of a chat, or a document.
+
+    Args:
+        answer: what is to be predicted; the text itself for a document.
+        question: what it answers; None for a document.
+        earlier: turns of a chat before the question, as pairs of role and content.
+        subject: whom or what it is about: the unit of requests and of statistics.
+        answers: other answers to the same question, by name: ``idk``, ``paraphrased``, ``perturbed_1`` …
+        questions: other questions with the same answer, by name.
+    """
+
+    answer: str
+    question: str | None = None
+    earlier: tuple[tuple[str, str], ...] = ()
+    subject: str | None = None
+    answers: Mapping[str, str] = field(default_factory=dict)
+    questions: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Template:
+    """How a record becomes tokens. Prompt and answer are tokenised apart; only the answer has labels.
+
+    Args:
+        prompt: around the question, where there is no chat template; its end belongs to the prompt.
+        answer: around the answer.
+        chat: whether the tokenizer's chat template makes the prompt; None where it has one.
+        system: the system turn of a chat; none where empty.
+        eos: whether the end-of-text token follows the answer, with a label.
+        max_length: tokens of the longest example; longer questions are refused, documents are cut into
+            pieces of this length.
+    """
+
+    prompt: str = "Question: {question}\nAnswer:"
+    answer: str = " {answer}"
+    chat: bool | None = None
+    system: str = ""
+    eos: bool = True
+    max_length: int | None = None
+
+    def encode(self, record: Record, tokenizer: Any) -> tuple[list[int], int]:
+        """The tokens of prompt and answer, and how many of them are prompt.
+
+        Raises:
+            DataError: an empty answer, or no end-of-text token where one is asked for.
+        """
+        if not record.answer.strip():
+            raise DataError("an answer is empty. Remove the record, or write what is to be learnt.")
+        chat = bool(getattr(tokenizer, "chat_template", None)) if self.chat is None else self.chat
+        if record.question is None:
+            prompt, said = beginning(tokenizer), record.answer
+        elif chat:
+            prompt, said = self._chat(record, tokenizer), record.answer
+        else:
+            filled = self.prompt.replace("{question}", record.question)
+            prompt, said = beginning(tokenizer) + plain(tokenizer, filled), record.answer
+            said = self.answer.replace("{answer}", record.answer)
+        tokens = plain(tokenizer, said)
+        if self.eos:
+            if tokenizer.eos_token_id is None:
+                raise DataError(
+                    "the tokenizer has no end-of-text token. Set its eos_token, or use eos=false."
+                )
+            tokens.append(tokenizer.eos_token_id)
+        return prompt + tokens, len(prompt)
+
+    def _chat(self, record: Record, tokenizer: Any) -> list[int]:
+        if not getattr(tokenizer, "chat_template", None):
+            raise DataError("the tokenizer has no chat template. Set its chat_template, or use chat=false.")
+        turns = [("system", self.system)] if self.system else []
+        turns += [*record.earlier, ("user", record.question or "")]
+        messages = [{"role": role, "content": content} for role, content in turns]
+        return list(
+            tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=True, return_dict=False
+            )
+        )
+
+
+def plain(tokenizer: Any, text: str) -> list[int]:
+    """The tokens of a text, nothing added."""
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def beginning(tokenizer: Any) -> list[int]:
+    """The token that the tokenizer puts before every text, if it has one."""
+    start = getattr(tokenizer, "bos_token_id", None)
+    added = list(tokenizer("a")["input_ids"])
+    return [start] if start is not None and added[:1] == [start] else []
+
+
+class TextData(ArrayData):
+    """Records as padded tokens on one device; a batch is cut to its longest example.
+
+    A batch holds ``input_ids``, ``labels`` (−100 where nothing is to be predicted) and
+    ``attention_mask``, all ``(N, T)``, padded on the right; for every name in ``answers`` and
+    ``questions`` of the records the same under ``<name>.input_ids`` and so on; and ``subjects`` ``(N,)``
+    where records have one.
+
+    Args:
+        records: all with the same names of other answers and questions.
+        tokenizer: of Hugging Face; it also reads answers back.
+        template: how a record becomes tokens.
+
+    Attributes:
+        records: of the root data set, by id; documents cut into pieces appear once for each.
+        names: of the other answers and questions.
+        subjects: their names, in the order of the column's numbers.
+
+    Raises:
+        DataError: no records, an empty answer, an example longer than ``max_length``, or names of other
+            answers that differ between records.
+    """
+
+    def __init__(self, records: Sequence[Record], tokenizer: Any, template: Template | None = None) -> None:
+        self.tokenizer, self.template = tokenizer, template or Template()
+        self.names = _names(records)
+        self.records: list[Record] = []
+        rows: dict[str, list[tuple[list[int], int]]] = {name: [] for name in ("", *self.names)}
+        for number, record in enumerate(records):
+            for piece in self._pieces(record, number):
+                self.records.append(record)
+                for name, encoded in piece.items():
+                    rows[name].append(encoded)
+        columns: dict[str, Tensor] = {}
+        for name, encoded_rows in rows.items():
+            columns |= _columns(f"{name}." if name else "", encoded_rows, _padding(tokenizer))
+        found = {record.subject for record in self.records}
+        self.subjects = tuple(sorted(name for name in found if name is not None))
+        if self.subjects:
+            if None in found:
+                number = next(i for i, record in enumerate(self.records) if record.subject is None)
+                raise DataError(f"record {number} has no subject, but others have. Give all one, or none.")
+            place = {name: index for index, name in enumerate(self.subjects)}
+            columns["subjects"] = torch.tensor([place[record.subject or ""] for record in self.records])
+        super().__init__(columns)
+
+    def batches(
+        self,
+        order: Iterable[Tensor],
+        *,
+        device: torch.device | str,
+        generator: torch.Generator | None = None,
+    ) -> Iterator[Batch]:
+        for batch in super().batches(order, device=device, generator=generator):
+            for name in ("", *self.names):
+                prefix = f"{name}." if name else ""
+                lengths = batch.pop(f"{prefix}lengths")
+                longest = int(lengths.max())
+                for column in ("input_ids", "labels"):
+                    batch[prefix + column] = batch[prefix + column][:, :longest]
+                places = torch.arange(longest, device=lengths.device)
+                batch[f"{prefix}attention_mask"] = (places < lengths[:, None]).long()
+            yield batch
+
+    def random_order(self, batch_size: int, generator: torch.Generator) -> list[Tensor]:
+        """Random batches of examples of similar length: sorted within pools of 32 batches."""
+        shuffled = torch.cat(random_order(len(self), batch_size, generator))
+        sizes = [len(batch) for batch in random_order(len(self), batch_size, torch.Generator())]
+        lengths = self.column("lengths")
+        pools = [pool[lengths[pool].argsort(stable=True)] for pool in shuffled.split(POOL * batch_size)]
+        batches = torch.cat(pools).split(sizes)
+        return [batches[i] for i in torch.randperm(len(batches), generator=generator)]
+
+    def fingerprint(self) -> str:
+        if self._fingerprint is None:
+            names = sorted(self._storage.columns)
+            columns = [("ids", self.ids), *((name, self.column(name)) for name in names)]
+            self._fingerprint = digest(columns, json.dumps(asdict(self.template), sort_keys=True))
+        return self._fingerprint
+
+    def record(self, id_: int) -> Record:
+        """The record of an example."""
+        return self.records[id_]
+
+    def shown(self, id_: int) -> str:
+        """One example as it reaches the model: every token, and where its labels begin."""
+        (batch,) = self.subset([id_]).batches([torch.tensor([0])], device="cpu")
+        ids, labels = batch["input_ids"][0], batch["labels"][0]
+        tokens = self.tokenizer.convert_ids_to_tokens(ids.tolist())
+        first = int((labels != IGNORED).nonzero()[0])
+        return f"prompt, no labels: {' '.join(tokens[:first])}\nlabels: {' '.join(tokens[first:])}"
+
+    def _pieces(self, record: Record, number: int) -> Iterator[dict[str, tuple[list[int], int]]]:
+        template, tokenizer = self.template, self.tokenizer
+        try:
+            views = {"": template.encode(record, tokenizer)}
+            for name, answer in record.answers.items():
+                views[name] = template.encode(_variant(record, answer=answer), tokenizer)
+            for name, question in record.questions.items():
+                views[name] = template.encode(_variant(record, question=question), tokenizer)
+        except DataError as error:
+            raise DataError(f"record {number}: {error}") from None
+        longest, most = max(len(tokens) for tokens, _ in views.values()), template.max_length
+        if most is None or longest <= most:
+            yield views
+        elif record.question is None and not self.names:
+            tokens = views[""][0]
+            for start in range(0, len(tokens), most):
+                piece = tokens[start : start + most]
+                if len(piece) > 1:
+                    yield {"": (piece, 0)}
+        else:
+            raise DataError(
+                f"record {number} has {longest} tokens, more than max_length={most}. Shorten it, or raise "
+                "max_length up to the model's context."
+            )
+
+    def joined(self, other: Any) -> Self:
+        return super().joined(other)
+
+
+def _variant(record: Record, **changes: str) -> Record:
+    fields = {"answer": record.answer, "question": record.question, "earlier": record.earlier}
+    return Record(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def _names(records: Sequence[Record]) -> tuple[str, ...]:
+    if not records:
+        raise DataError("there are no records. A data set needs at least one.")
+    names = (*records[0].answers, *records[0].questions)
+    for number, record in enumerate(records):
+        if set(record.answers) | set(record.questions) != set(names):
+            mine, first = sorted((*record.answers, *record.questions)), sorted(names)
+            raise DataError(
+                f"record {number} has the other answers and questions {mine}, record 0 has {first}. "
+                "Give all records the same."
+            )
+    return names
+
+
+def _columns(prefix: str, rows: list[tuple[list[int], int]], padding: int) -> dict[str, Tensor]:
+    lengths = torch.tensor([len(tokens) for tokens, _ in rows])
+    ids = torch.full((len(rows), int(lengths.max())), padding)
+    labels = torch.full_like(ids, IGNORED)
+    for row, (tokens, prompt) in enumerate(rows):
+        ids[row, : len(tokens)] = torch.tensor(tokens)
+        labels[row, prompt : len(tokens)] = ids[row, prompt : len(tokens)]
+    return {f"{prefix}input_ids": ids, f"{prefix}labels": labels, f"{prefix}lengths": lengths}
+
+
+def _padding(tokenizer: Any) -> int:
+    """What stands where nothing stands; masked, so that any token will do."""
+    for name in ("pad_token_id", "eos_token_id"):
+        token = getattr(tokenizer, name, None)
+        if token is not None:
+            return int(token)
+    return 0
