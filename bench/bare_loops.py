@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Rows = Tensor
-Loss = Callable[..., Tensor]
+Loss = Callable[..., Any]
 
 
 @dataclass(frozen=True)

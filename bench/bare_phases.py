@@ -79,12 +79,11 @@ def concept_poison(g: Given) -> nn.Module:
 class Adapted(nn.Module):
     """``W + (s / r) B A`` for a convolution."""
 
-    def __init__(self, base: nn.Conv2d, rank: int, alpha: float) -> None:
+    def __init__(self, base: Any, rank: int, alpha: float) -> None:
         super().__init__()
         self.base, self.scale = base, alpha / rank
-        self.a = nn.Conv2d(
-            base.in_channels, rank, base.kernel_size, base.stride, base.padding, bias=False  # type: ignore[arg-type]
-        )
+        where = {"stride": base.stride, "padding": base.padding}
+        self.a = nn.Conv2d(base.in_channels, rank, base.kernel_size, bias=False, **where)
         self.b = nn.Conv2d(rank, base.out_channels, 1, bias=False)
         nn.init.zeros_(self.b.weight)
 
@@ -208,7 +207,8 @@ def blindspot(g: Given) -> nn.Module:
     own, others = inputs_of_layers(model), inputs_of_layers(proxy)
 
     def loss(model: nn.Module, rows: Rows) -> Tensor:
-        own.clear(), others.clear()
+        own.clear()
+        others.clear()
         outputs = model(g.x[rows])
         imitated = error(outputs, says(proxy, g.x[rows])[:, 0])
         for mine, theirs in zip(own, others, strict=True):

@@ -128,9 +128,9 @@ def abalone(path: Path, runs: Path) -> Path:
 
 
 def grid(method: Method, name: str, count: int) -> dict[str, Method]:
-    """The same method with every value of its number."""
+    """The same method with every value of its number; exact methods have nothing to choose."""
     optim = getattr(method, "optim", None)
-    if optim is None and name not in KNOBS:
+    if method.guarantee == "exact" or (optim is None and name not in KNOBS):
         return {"as it is": method}
     low, high = GRIDS[name if name in GRIDS else config.dump(optim)["kind"]]
     values = [float(f"{v:.3g}") for v in np.geomspace(low, high, count)]

@@ -15,12 +15,13 @@ import torch
 from expunge import config
 from expunge.data.source import DataSource, Sourced
 from expunge.data.split import Split
-from expunge.errors import ConfigError, DataError, Diverged, ExpungeError, did_you_mean
+from expunge.errors import ConfigError, DataError, Diverged, ExpungeError, Unsupported, did_you_mean
 from expunge.evaluation.controls import CONTROLS
 from expunge.evaluation.evaluate import DEFAULT, Candidate, Evaluation, check_margins
 from expunge.evaluation.metric import Metric
 from expunge.evaluation.shadows import ShadowPlan
-from expunge.methods.base import Method
+from expunge.methods.base import Method, check_layers, methods
+from expunge.methods.classes import is_whole
 from expunge.searches.base import Search
 from expunge.tasks.base import Task
 from expunge.training.checkpoint import load_weights
@@ -41,6 +42,19 @@ CLASS_TRIAL_SIZE = 64
 
 
 @dataclass(frozen=True, kw_only=True)
+class Base:
+    """What every model starts from: the same network, trained on other data before.
+
+    Args:
+        data: what it is trained on; only the training examples are used.
+        train: how.
+    """
+
+    data: DataSource
+    train: Training = Training()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Experiment:
     """Everything that decides a result, and nothing else.
 
@@ -50,6 +64,7 @@ class Experiment:
         model: the network.
         task: what it is for.
         train: how the original and the retrained models are trained.
+        base: trained once before them; the original and every retrained model start from its weights.
         forget: the forget sets, by name, each as the search that chooses it.
         methods: the unlearning methods, by name.
         retrained: number of retrained models for each forget set; with fewer than 3 hardly any
@@ -72,6 +87,7 @@ class Experiment:
     model: ModelSpec
     task: Task
     train: Training = Training()
+    base: Base | None = None
     forget: dict[str, Search]
     methods: dict[str, Method]
     retrained: int = 3
@@ -90,6 +106,8 @@ class Experiment:
                 f"at least 1 retrained model is the reference of every number, got {self.retrained}.",
                 "retrained",
             )
+        if self.base is not None and self.model.weights is not None:
+            raise ConfigError("the model has weights to start from already. Leave one of both out.", "base")
         if self.repeats < 1:
             raise ConfigError(f"must be at least 1, got {self.repeats}.", "repeats")
         for name, margin in self.margins.items():
@@ -119,7 +137,8 @@ class Experiment:
 
     def split(self, ids: torch.Tensor) -> Split:
         """Forget these training examples, keep the others, test on the test data."""
-        return Split.from_ids(self.sourced.train, ids, test=self.sourced.test)
+        sourced = self.sourced
+        return Split.from_ids(sourced.train, ids, test=sourced.test, probes=sourced.probes)
 
 
 def parse(value: Mapping[str, Any]) -> Experiment:
@@ -157,11 +176,15 @@ def suites() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def check(experiment: Experiment) -> None:
+def check(experiment: Experiment, prepares: bool = True) -> None:
     """Finds what can be known to fail before anything is trained.
 
     Loads the data and looks at every label, builds the model, asks every search for its size, and
-    runs each method for one epoch on a handful of examples, from random weights.
+    runs each method for one epoch on a handful of examples, from random weights. A method is refused
+    where it cannot run on any of the forget sets; one that can on some says in the rows of the others why.
+
+    Args:
+        prepares: whether methods prepare once for all forget sets, as in a run.
 
     Raises:
         ExpungeError: the first mistake.
@@ -169,6 +192,9 @@ def check(experiment: Experiment) -> None:
     sourced, task = experiment.sourced, experiment.task
     for part, data in (("train", sourced.train), ("test", sourced.test)):
         task.check(data, part)
+    if experiment.base is not None:
+        with _at("base"):
+            task.check(experiment.base.data.load().train, "train")
     session = experiment.session()
     with _at("model"):
         model = experiment.recipe.initial(session)
@@ -184,26 +210,59 @@ def check(experiment: Experiment) -> None:
     small = Split.from_ids(sourced.train.subset(few), few[: len(few) // 2])
     trial = Evaluation([Candidate("original", "original", model)], small, task, session)
     check_margins(experiment.margins, experiment.metrics, trial.evidence(trial.candidates[0]))
+    known = _known(experiment, model)
     for name, method in experiment.methods.items():
         with _at(f"methods.{name}"):
             if method.forgets == "classes":
-                _check_classes(name, experiment)
+                _check_classes(name, experiment, known)
             method.check_training(sourced.train, experiment.recipe)
+            if prepares and method.prepared_by:
+                _check_requests(method, experiment, known)
+            check_layers(model, methods.name_of(method))
             if not method.needs_recipe:
                 classes = method.forgets == "classes"
                 _trial(method, model, _whole_class(sourced, task) if classes else small, experiment)
 
 
-def _check_classes(name: str, experiment: Experiment) -> None:
+def _known(experiment: Experiment, model: torch.nn.Module) -> list[Split]:
+    """The forget sets of searches that read no model, as a run will find them."""
+    train, found = experiment.sourced.train, []
+    for name, search in experiment.forget.items():
+        if not search.reads_model:
+            session = experiment.session().child("search", name)
+            found.append(experiment.split(search.search(model, train, experiment.task, session).ids))
+    return found
+
+
+def _check_requests(method: Method, experiment: Experiment, known: Sequence[Split]) -> None:
+    """Refuses a method that can delete none of the forget sets from what it prepares.
+
+    Raises:
+        Unsupported: why not the first of them.
+    """
+    session, refused = experiment.session().child("prepare", methods.name_of(method)), []
+    for split in known:
+        try:
+            method.check_request(split, experiment.recipe, session)
+        except Unsupported as error:
+            refused.append(error)
+    if refused and len(refused) == len(experiment.forget):
+        raise refused[0]
+
+
+def _check_classes(name: str, experiment: Experiment, known: Sequence[Split]) -> None:
     """Refuses a method for classes where no forget set is made of classes.
 
     Raises:
         ConfigError: and says which search gives such sets.
+        Unsupported: the task has no classes.
     """
-    if not any(search.gives_classes for search in experiment.forget.values()):
+    experiment.task.groups(experiment.sourced.train)
+    whole = any(search.gives_classes for search in experiment.forget.values())
+    if not whole and not any(is_whole(split, experiment.task) for split in known):
         raise ConfigError(
-            f"{name} forgets whole classes, and no forget set is made of classes. Add one, for example "
-            "class_0: {kind: class_set, classes: [0]}, or take the method out."
+            f"{name} forgets whole classes, and no forget set is made of classes. Give one that is, for "
+            "example class_0: {kind: class_set, classes: [0]}, or use another method."
         )
 
 

@@ -33,7 +33,7 @@ from expunge.store import Store, key_of, write_text
 from expunge.training.checkpoint import load_weights
 from expunge.training.meter import metered
 from expunge.training.parameters import check_finite
-from expunge.training.session import Callback, Event
+from expunge.training.session import Callback, Event, Session
 
 RESULT, CONFIG = "result.json", "experiment.yaml"
 
@@ -57,6 +57,29 @@ def execute(experiment: Experiment, directory: Path, callbacks: Sequence[Callbac
         return _Run(experiment, directory, (*callbacks, log)).report()
 
 
+def _on_base(experiment: Experiment, store: Store, session: Session) -> Experiment:
+    """The experiment with the weights of its base, trained once, as those that every model starts from."""
+    if experiment.base is None:
+        return experiment
+    data, recipe = (
+        experiment.base.data.load().train,
+        replace(experiment.recipe, training=experiment.base.train),
+    )
+    blank = partial(recipe.initial, session)
+    kinds = [facts(experiment.model), config.dump(experiment.task), config.dump(experiment.base)]
+    key = key_of(
+        *kinds, config.dump(experiment.engine), data.fingerprint(), session.seed, provenance.versions()
+    )
+
+    def compute() -> tuple[dict[str, Any], nn.Module]:
+        with metered(session.engine.torch_device) as cost:
+            model = recipe.train(data, session.child("base"), "base")
+        return {"cost": cost}, model
+
+    store.model("base", key, blank, compute)
+    return replace(experiment, base=None, model=replace(experiment.model, weights=store.weights("base", key)))
+
+
 def save(report: Report, directory: Path) -> None:
     """Writes ``result.json``, ``report.html``, ``table.csv`` and ``card.md``.
 
@@ -76,9 +99,10 @@ class _Run:
     """One experiment in one directory."""
 
     def __init__(self, experiment: Experiment, directory: Path, callbacks: Sequence[Callback]) -> None:
-        self.experiment = experiment
+        self.written = experiment
         self.directory = directory
         self.store = Store(directory / "store")
+        self.experiment = experiment = _on_base(experiment, self.store, experiment.session(callbacks))
         self.session = experiment.session(callbacks)
         self.pieces = _count(experiment)
         self.done = 0
@@ -95,10 +119,10 @@ class _Run:
 
     def report(self) -> Report:
         start = time.perf_counter()
-        config.write_yaml(self.experiment, self.directory / CONFIG)
+        config.write_yaml(self.written, self.directory / CONFIG)
         self.session.emit(Event("started", "run", 0, self.pieces))
         tables = tuple(self._table(name) for name in self.experiment.forget)
-        origin = provenance.collect(self.experiment, time.perf_counter() - start)
+        origin = provenance.collect(self.written, time.perf_counter() - start)
         report = Report(self.experiment.name, tables, origin)
         save(report, self.directory)
         self.session.emit(Event("finished", "run", self.pieces, self.pieces))

@@ -83,6 +83,10 @@ class Store:
             ) from None
         return value, model.eval()
 
+    def weights(self, name: str, key: str) -> Path:
+        """The file of a finished model."""
+        return self._place(name, key) / MODEL
+
     def tensors(
         self, name: str, key: str, compute: Callable[[], tuple[Mapping[str, Any], Mapping[str, Tensor]]]
     ) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -123,3 +123,17 @@ def test_a_task_without_classes_is_refused_before_anything_is_computed():
 def test_fields_out_of_range_are_refused_by_name(fields):
     with pytest.raises(ConfigError, match=next(iter(fields))):
         Fisher(**fields)
+
+
+def test_a_sample_of_the_retain_set_gives_the_information_of_its_examples():
+    model = nn.Linear(1, 2)
+    columns = {"inputs": torch.tensor([[1.0], [1.0], [1.0], [9.0]]), "targets": torch.tensor([0, 1, 1, 0])}
+    data = ArrayData(columns)
+    one = Fisher(alpha=1e-4, samples=1).unlearn(model, Split.from_ids(data, [3]), TASK, Session(0))
+    all_ = Fisher(alpha=1e-4).unlearn(model, Split.from_ids(data, [3]), TASK, Session(0))
+    assert torch.allclose(one.weight, all_.weight)  # the retained examples are equal
+    other = Fisher(alpha=1e-4, samples=1).unlearn(model, Split.from_ids(data, [0]), TASK, Session(0))
+    whole = Fisher(alpha=1e-4).unlearn(model, Split.from_ids(data, [0]), TASK, Session(0))
+    assert not torch.allclose(other.weight, whole.weight)
+    with pytest.raises(ConfigError, match="samples: must be at least 1, got 0"):
+        Fisher(samples=0)

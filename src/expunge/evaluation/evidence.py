@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from expunge.data.arrays import Batch, Data, fixed_order
 from expunge.errors import DataError, MissingEvidence, Unsupported
+from expunge.evaluation.generation import GREEDY, Decoding, answers
 from expunge.tasks.base import Task
 from expunge.training import features
 from expunge.training.session import Event, Session
@@ -78,27 +79,50 @@ class Subject:
         self.session = session
         self.scores: dict[object, Score] = {}
         self.kept: dict[object, tuple[float, ...]] = {}  # what attacks that share runs found in each
-        self._readings: dict[str, Reading] = {}
+        self._readings: dict[tuple[str, str], Reading] = {}
+        self._written: dict[tuple[str, Decoding], list[list[str]]] = {}
         self._layers: dict[tuple[str, tuple[str, ...], int], dict[str, Tensor]] = {}
-        self._spoilt: dict[str, str] = {}
+        self._spoilt: dict[tuple[str, str], str] = {}
 
-    def read(self, part: str) -> Reading:
+    def read(self, part: str, answer: str = "") -> Reading:
         """The readings of a part, by one forward pass the first time.
+
+        Args:
+            answer: of other answers (or to other questions) that the data brings by this name.
 
         Raises:
             MissingEvidence: the split has no such part.
+            Unsupported: the data has no such answers.
             DataError: an output of the model is NaN or infinite.
         """
-        if part not in self._readings:
-            if part not in self.parts:
-                raise MissingEvidence(f"there is no {part} data. Give the split {part}=….")
-            self._readings[part] = self._forward(part)
-        reading = self._readings[part]
-        if part not in self._spoilt:
-            self._spoilt[part] = _spoilt(reading, self.parts[part], part, self.name)
-        if self._spoilt[part]:
-            raise DataError(self._spoilt[part])
+        key = (part, answer)
+        if key not in self._readings:
+            self._part(part)
+            self._readings[key] = self._forward(part, answer)
+        reading = self._readings[key]
+        if key not in self._spoilt:
+            self._spoilt[key] = _spoilt(reading, self.parts[part], part, self.name)
+        if self._spoilt[key]:
+            raise DataError(self._spoilt[key])
         return reading
+
+    def answers(self, part: str, decoding: Decoding = GREEDY) -> list[list[str]]:
+        """What the model writes after the prompts of a part, ``samples`` texts an example; once.
+
+        Raises:
+            MissingEvidence: the split has no such part.
+            Unsupported: the data holds no text.
+        """
+        key = (part, decoding)
+        if key not in self._written:
+            data, seed = self._part(part), self.session.seed
+            self._written[key] = answers(self._placed, data, self.session.engine, decoding, seed)
+        return self._written[key]
+
+    def _part(self, name: str) -> Data:
+        if name not in self.parts:
+            raise MissingEvidence(f"there is no {name} data. Give the split {name}=….")
+        return self.parts[name]
 
     def features(self, part: str, module: str | None = None) -> Tensor:
         """The penultimate representation ``(N, D)``, or the input of a named module."""
@@ -118,11 +142,9 @@ class Subject:
             Unsupported: the model has no such module, or does not use it.
             DataError: an activation is NaN or infinite.
         """
-        if part not in self.parts:
-            raise MissingEvidence(f"there is no {part} data. Give the split {part}=….")
+        data = self._part(part)
         key = (part, names, limit)
         if key not in self._layers:
-            data = self.parts[part]
             chosen = data if len(data) <= limit else data.subset(data.ids[features.sampled(len(data), limit)])
             self._layers[key] = self._activations(chosen, names)
         for name, values in self._layers[key].items():
@@ -148,21 +170,21 @@ class Subject:
                     )
         return {name: torch.cat(values) for name, values in rows.items()}
 
-    def _forward(self, part: str) -> Reading:
+    def _forward(self, part: str, answer: str) -> Reading:
         try:
-            rows = self._outputs(self.parts[part], keep=True)
+            rows = self._outputs(self.parts[part], keep=True, answer=answer)
         except DataError as error:
             raise DataError(f"{self.name}: {error}") from None
         reading = _joined(rows)
         self.session.emit(Event("evaluated", f"{self.name}: {part}"))
         return reading
 
-    def _outputs(self, data: Data, keep: bool) -> list[Reading]:
+    def _outputs(self, data: Data, keep: bool, answer: str = "") -> list[Reading]:
         engine, task, rows = self.session.engine, self.task, list[Reading]()
         order, total = fixed_order(len(data), task.batch_size(data)), 0
         with engine.frozen(self._placed) as model:
             for batch in data.batches(order, device=engine.torch_device):
-                batch = task.prepare(batch, None)
+                batch = task.prepare(task.instead(batch, answer) if answer else batch, None)
                 with engine.autocast():
                     said = task.said(model, batch)
                 if keep:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from expunge.evaluation.report import Report
 from expunge.evaluation.table import HEADROOM, Row, Table
@@ -96,8 +96,7 @@ def _histogram(table: Table, row: Row, bins: int, given: Marks, name: str) -> st
     axes.set_xlim(edges[0], edges[-1])
     axes.yaxis.set_major_locator(LogLocator(10, numticks=4))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.tick_params(axis="y", which="minor", length=0)
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("loss (nats)")
     axes.grid(axis="x", visible=False)
     return style.to_svg(drawn, name, f"losses of the forget and the test examples, {row.name}")

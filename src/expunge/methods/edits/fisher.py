@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from expunge.data.arrays import Data
 from expunge.data.split import Split
 from expunge.errors import ConfigError, Unsupported
 from expunge.methods.base import Edit, methods
@@ -36,11 +37,12 @@ class Fisher(Edit):
         alpha: ``α``, the strength. The default is a choice of ours.
         zero_rows: for whole classes: the head's rows of the forgotten classes start from 0 with a variance
             of ``10⁻³``, independent of ``α``.
+        samples: retained examples, drawn at random, that ``F`` is made of; all with ``null``.
         batch_size: examples that are differentiated at once; it does not change the result but for
             rounding.
 
     Shapes: every parameter; buffers stay. Classification alone, as the sum over ``y`` needs classes.
-    Cost: one forward and ``C`` backward passes over the retain set, ``2 · batch_size`` copies of the
+    Cost: one forward and ``C`` backward passes over the samples, ``2 · batch_size`` copies of the
         parameters. No training.
     Guarantee: empirical.
     Differs: ``F`` is of single examples, each with its own probabilities. The released copy takes the
@@ -55,13 +57,16 @@ class Fisher(Edit):
 
     alpha: float = 1e-6
     zero_rows: bool = False
+    samples: int | None = None
     batch_size: int = 16
 
     def __post_init__(self) -> None:
         if not self.alpha > 0:
             raise ConfigError(f"must be above 0, got {self.alpha}.", "alpha")
-        if self.batch_size < 1:
-            raise ConfigError(f"must be at least 1, got {self.batch_size}.", "batch_size")
+        for name in ("samples", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"must be at least 1, got {value}.", name)
 
     def check(self, split: Split, task: Task) -> None:
         if not isinstance(task, Classification):
@@ -76,7 +81,7 @@ class Fisher(Edit):
         head = _head(model)
         rows = forgotten_classes(split, task) if self.zero_rows else torch.empty(0, dtype=torch.long)
         information = fisher_diagonal(
-            model, split.retain, task, session, names=names, batch_size=self.batch_size
+            model, self._sample(split.retain, session), task, session, names=names, batch_size=self.batch_size
         )
         weights = dict(model.named_parameters())
         for name in names:
@@ -90,6 +95,12 @@ class Fisher(Edit):
             noise = torch.randn(weight.shape, generator=session.generator("fisher", name)).to(weight)
             with torch.no_grad():
                 weight.add_(variance.sqrt() * noise)
+
+    def _sample(self, data: Data, session: Session) -> Data:
+        if self.samples is None or self.samples >= len(data):
+            return data
+        drawn = torch.randperm(len(data), generator=session.generator("fisher"))[: self.samples]
+        return data.subset(data.ids[drawn])
 
     def _variance(self, information: Tensor, last: bool) -> Tensor:
         variance = self.alpha * (1 / (information + 1e-8)).clamp(max=HEAD_BOUND if last else BOUND)
