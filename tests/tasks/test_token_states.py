@@ -27,7 +27,9 @@ class Words:
     chat_template = None
     bos_token_id, eos_token_id, pad_token_id = 1, 2, 0
 
-    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+    def __call__(self, text: str | list[str], add_special_tokens: bool = True) -> dict[str, list]:
+        if isinstance(text, list):
+            return {"input_ids": [self(each, add_special_tokens)["input_ids"] for each in text]}
         ids = [3 + WORDS.index(word) for word in text.split() if word in WORDS]
         return {"input_ids": [self.bos_token_id, *ids] if add_special_tokens else ids}
 
@@ -201,7 +203,11 @@ def test_a_method_for_all_tasks_unlearns_a_transformers_model(data, model) -> No
             Template(prompt="{question}", answer="{answer}", max_length=5),
             r"record 0 has 9 tokens, more than max_length=5",
         ),
-        ([RECORDS[0], Record(question="who ?", answer="ada", subject="ada")], TEMPLATE, "Give all records"),
+        (
+            [Record(question="who ?", answer="ada", earlier=(("user", "bo"), ("assistant", "cy")))],
+            TEMPLATE,
+            "record 0: a chat of several turns needs",
+        ),
         (
             [Record(answer="ada", subject="ada"), Record(answer="bo")],
             TEMPLATE,
@@ -221,3 +227,12 @@ def test_a_document_longer_than_the_context_is_cut_into_pieces() -> None:
     assert data.column("lengths").tolist() == [4, 4]
     batch = batch_of(data)
     assert batch["labels"].tolist() == batch["input_ids"].tolist() == [[1, 3, 6, 7], [8, 11, 4, 2]]
+
+
+def test_an_answer_that_an_example_lacks_cannot_be_asked_for() -> None:
+    records = [RECORDS[0], Record(question="who ?", answer="ada", subject="bo")]
+    data, task = TextData(records, Words(), TEMPLATE), CausalLM(14)
+    first, second = (batch_of(data.subset([row])) for row in (0, 1))
+    assert task.instead(first, "idk")["labels"].shape == first["idk.labels"].shape
+    with pytest.raises(DataError, match="example 1 has no 'idk' answer"):
+        task.instead(second, "idk")

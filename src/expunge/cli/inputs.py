@@ -31,7 +31,7 @@ def narrowed(
 
     forget, chosen = {"ids": search}, dict(methods or {})
     experiment = replace(read(source), original=model, forget=forget, methods=chosen)
-    check(experiment)
+    check(experiment, prepares=False)
     return experiment
 
 

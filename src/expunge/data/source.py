@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -23,6 +24,10 @@ class Sourced:
         classes: number of classes or conditions; ``None`` where there are none.
         class_names: their names, in the order of the labels.
         image_shape: ``(C, H, W)`` of one image; ``None`` for other inputs.
+        base: what a first stage trains on, from which the original and the retrained models both start;
+            ``None`` where there is no such stage.
+        probes: further data sets to ask about, by name.
+        sets: published forget sets, by name: ids in ``train``.
     """
 
     train: Data
@@ -30,6 +35,9 @@ class Sourced:
     classes: int | None = None
     class_names: tuple[str, ...] | None = None
     image_shape: tuple[int, ...] | None = None
+    base: Data | None = None
+    probes: Mapping[str, Data] = field(default_factory=dict)
+    sets: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class DataSource(ABC):
@@ -47,7 +55,14 @@ class DataSource(ABC):
 sources: Registry[DataSource] = Registry(
     "data set",
     DataSource,  # type: ignore[type-abstract]
-    ("expunge.data.builtin", "expunge.data.images", "expunge.data.files", "expunge.data.poison"),
+    (
+        "expunge.data.builtin",
+        "expunge.data.images",
+        "expunge.data.files",
+        "expunge.data.poison",
+        "expunge.data.language",
+        "expunge.data.benchmarks",
+    ),
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -28,12 +28,19 @@ class Split:
         retain: the other training examples.
         test: examples that were not trained on, to measure what the model is for.
         holdout: further examples that were not trained on, for attacks that need non-members.
+        probes: further questions to ask the models, by name.
     """
 
     forget: Data
     retain: Data
     test: Data | None = None
     holdout: Data | None = None
+    probes: Mapping[str, Data] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        taken = set(self.probes) & {"forget", "retain", "test", "holdout"}
+        if taken:
+            raise DataError(f"a probe cannot be called '{min(taken)}': that is a part of its own.")
 
     @classmethod
     def from_ids(
@@ -43,6 +50,7 @@ class Split:
         *,
         test: object | None = None,
         holdout: object | None = None,
+        probes: Mapping[str, Data] | None = None,
     ) -> Self:
         """Splits ``train`` into the examples with the ids ``forget`` and all the others.
 
@@ -66,6 +74,7 @@ class Split:
             retain=data.subset(kept),
             test=None if test is None else as_data(test, "test"),
             holdout=None if holdout is None else as_data(holdout, "holdout"),
+            probes=probes or {},
         )
 
     def train(self) -> Data:
@@ -77,9 +86,9 @@ class Split:
         return self.retain.joined(self.forget)
 
     def parts(self) -> dict[str, Data]:
-        """The parts there are, by name: forget, retain, and test and holdout if given."""
+        """The parts there are, by name: forget, retain, and test, holdout and probes if given."""
         named = {"forget": self.forget, "retain": self.retain, "test": self.test, "holdout": self.holdout}
-        return {name: data for name, data in named.items() if data is not None}
+        return {name: data for name, data in named.items() if data is not None} | dict(self.probes)
 
     def fingerprint(self) -> str:
         """SHA-256, in hexadecimal, of the contents and ids of every part."""

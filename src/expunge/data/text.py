@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +30,8 @@ class Record:
         earlier: turns of a chat before the question, as pairs of role and content.
         subject: whom or what it is about: the unit of requests and of statistics.
         answers: other answers to the same question, by name: ``idk``, ``paraphrased``, ``perturbed_1`` …
-        questions: other questions with the same answer, by name.
+        questions: other questions by name, with the answer of that name, or where there is none with the
+            record's own.
     """
 
     answer: str
@@ -62,48 +63,62 @@ class Template:
     eos: bool = True
     max_length: int | None = None
 
+    def texts(self, record: Record, tokenizer: Any) -> tuple[str, str, bool]:
+        """Prompt and answer as text, and whether the prompt brings its own beginning.
+
+        Raises:
+            DataError: an empty answer, or a chat without a chat template.
+        """
+        if not record.answer.strip():
+            raise DataError("an answer is empty. Remove the record, or write what is to be learnt.")
+        there = bool(getattr(tokenizer, "chat_template", None))
+        if record.question is None:
+            return "", record.answer, False
+        if there if self.chat is None else self.chat:
+            return self._chat(record, tokenizer), record.answer, True
+        if record.earlier:
+            raise DataError("a chat of several turns needs the tokenizer's chat template, and it has none.")
+        prompt = self.prompt.replace("{question}", record.question)
+        return prompt, self.answer.replace("{answer}", record.answer), False
+
     def encode(self, record: Record, tokenizer: Any) -> tuple[list[int], int]:
         """The tokens of prompt and answer, and how many of them are prompt.
 
         Raises:
-            DataError: an empty answer, or no end-of-text token where one is asked for.
+            DataError: as ``texts``, or no end-of-text token where one is asked for.
         """
-        if not record.answer.strip():
-            raise DataError("an answer is empty. Remove the record, or write what is to be learnt.")
-        chat = bool(getattr(tokenizer, "chat_template", None)) if self.chat is None else self.chat
-        if record.question is None:
-            prompt, said = beginning(tokenizer), record.answer
-        elif chat:
-            prompt, said = self._chat(record, tokenizer), record.answer
-        else:
-            filled = self.prompt.replace("{question}", record.question)
-            prompt, said = beginning(tokenizer) + plain(tokenizer, filled), record.answer
-            said = self.answer.replace("{answer}", record.answer)
-        tokens = plain(tokenizer, said)
-        if self.eos:
-            if tokenizer.eos_token_id is None:
-                raise DataError(
-                    "the tokenizer has no end-of-text token. Set its eos_token, or use eos=false."
-                )
-            tokens.append(tokenizer.eos_token_id)
-        return prompt + tokens, len(prompt)
+        return self.encode_all([record], tokenizer)[0]
 
-    def _chat(self, record: Record, tokenizer: Any) -> list[int]:
+    def encode_all(self, records: Sequence[Record], tokenizer: Any) -> list[tuple[list[int], int]]:
+        """The same of many records, with one call of the tokenizer.
+
+        Raises:
+            DataError: likewise, with the number of the record.
+        """
+        if self.eos and tokenizer.eos_token_id is None:
+            raise DataError("the tokenizer has no end-of-text token. Set its eos_token, or use eos=false.")
+        found = []
+        for number, record in enumerate(records):
+            try:
+                found.append(self.texts(record, tokenizer))
+            except DataError as error:
+                raise DataError(f"record {number}: {error}") from None
+        known = sorted({text for prompt, answer, _ in found for text in (prompt, answer) if text})
+        tokens = dict(zip(known, tokenizer(known, add_special_tokens=False)["input_ids"], strict=True))
+        start, end = beginning(tokenizer), [tokenizer.eos_token_id] if self.eos else []
+        rows = []
+        for prompt, answer, complete in found:
+            before = [*([] if complete else start), *tokens.get(prompt, [])]
+            rows.append(([*before, *tokens[answer], *end], len(before)))
+        return rows
+
+    def _chat(self, record: Record, tokenizer: Any) -> str:
         if not getattr(tokenizer, "chat_template", None):
             raise DataError("the tokenizer has no chat template. Set its chat_template, or use chat=false.")
         turns = [("system", self.system)] if self.system else []
         turns += [*record.earlier, ("user", record.question or "")]
         messages = [{"role": role, "content": content} for role, content in turns]
-        return list(
-            tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, tokenize=True, return_dict=False
-            )
-        )
-
-
-def plain(tokenizer: Any, text: str) -> list[int]:
-    """The tokens of a text, nothing added."""
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
 
 
 def beginning(tokenizer: Any) -> list[int]:
@@ -132,8 +147,7 @@ class TextData(ArrayData):
         subjects: their names, in the order of the column's numbers.
 
     Raises:
-        DataError: no records, an empty answer, an example longer than ``max_length``, or names of other
-            answers that differ between records.
+        DataError: no records, an empty answer, or an example longer than ``max_length``.
     """
 
     def __init__(self, records: Sequence[Record], tokenizer: Any, template: Template | None = None) -> None:
@@ -141,11 +155,12 @@ class TextData(ArrayData):
         self.names = _names(records)
         self.records: list[Record] = []
         rows: dict[str, list[tuple[list[int], int]]] = {name: [] for name in ("", *self.names)}
+        encoded = self._encoded(records)
         for number, record in enumerate(records):
-            for piece in self._pieces(record, number):
+            for piece in self._pieces(record, number, {name: encoded[name][number] for name in encoded}):
                 self.records.append(record)
-                for name, encoded in piece.items():
-                    rows[name].append(encoded)
+                for name, tokens in piece.items():
+                    rows[name].append(tokens)
         columns: dict[str, Tensor] = {}
         for name, encoded_rows in rows.items():
             columns |= _columns(f"{name}." if name else "", encoded_rows, _padding(tokenizer))
@@ -202,20 +217,31 @@ class TextData(ArrayData):
         (batch,) = self.subset([id_]).batches([torch.tensor([0])], device="cpu")
         ids, labels = batch["input_ids"][0], batch["labels"][0]
         tokens = self.tokenizer.convert_ids_to_tokens(ids.tolist())
+        tokens = [token.replace("\n", "\\n") for token in tokens]
         first = int((labels != IGNORED).nonzero()[0])
         return f"prompt, no labels: {' '.join(tokens[:first])}\nlabels: {' '.join(tokens[first:])}"
 
-    def _pieces(self, record: Record, number: int) -> Iterator[dict[str, tuple[list[int], int]]]:
-        template, tokenizer = self.template, self.tokenizer
-        try:
-            views = {"": template.encode(record, tokenizer)}
-            for name, answer in record.answers.items():
-                views[name] = template.encode(_variant(record, answer=answer), tokenizer)
-            for name, question in record.questions.items():
-                views[name] = template.encode(_variant(record, question=question), tokenizer)
-        except DataError as error:
-            raise DataError(f"record {number}: {error}") from None
-        longest, most = max(len(tokens) for tokens, _ in views.values()), template.max_length
+    def _encoded(self, records: Sequence[Record]) -> dict[str, list[tuple[list[int], int]]]:
+        """Of every record its own answer and the others by name; no tokens for one that it has not."""
+        found = {"": self.template.encode_all(records, self.tokenizer)}
+        for name in self.names:
+            there = [number for number, record in enumerate(records) if _has(record, name)]
+            try:
+                tokens = self.template.encode_all(
+                    [_other(records[number], name) for number in there], self.tokenizer
+                )
+            except DataError as error:
+                raise DataError(f"'{name}' of the records that have it: {error}") from None
+            rows: list[tuple[list[int], int]] = [([], 0)] * len(records)
+            for number, row in zip(there, tokens, strict=True):
+                rows[number] = row
+            found[name] = rows
+        return found
+
+    def _pieces(
+        self, record: Record, number: int, views: dict[str, tuple[list[int], int]]
+    ) -> Iterator[dict[str, tuple[list[int], int]]]:
+        longest, most = max(len(tokens) for tokens, _ in views.values()), self.template.max_length
         if most is None or longest <= most:
             yield views
         elif record.question is None and not self.names:
@@ -230,27 +256,24 @@ class TextData(ArrayData):
                 "max_length up to the model's context."
             )
 
-    def joined(self, other: Any) -> Self:
-        return super().joined(other)
+
+def _has(record: Record, name: str) -> bool:
+    return name in record.answers or name in record.questions
 
 
-def _variant(record: Record, **changes: str) -> Record:
-    fields = {"answer": record.answer, "question": record.question, "earlier": record.earlier}
-    return Record(**{**fields, **changes})  # type: ignore[arg-type]
+def _other(record: Record, name: str) -> Record:
+    """The record with the other answer and question of a name in place of its own."""
+    return Record(
+        answer=record.answers.get(name, record.answer),
+        question=record.questions.get(name, record.question),
+        earlier=record.earlier,
+    )
 
 
 def _names(records: Sequence[Record]) -> tuple[str, ...]:
     if not records:
         raise DataError("there are no records. A data set needs at least one.")
-    names = (*records[0].answers, *records[0].questions)
-    for number, record in enumerate(records):
-        if set(record.answers) | set(record.questions) != set(names):
-            mine, first = sorted((*record.answers, *record.questions)), sorted(names)
-            raise DataError(
-                f"record {number} has the other answers and questions {mine}, record 0 has {first}. "
-                "Give all records the same."
-            )
-    return names
+    return tuple(dict.fromkeys(name for r in records for name in (*r.answers, *r.questions)))
 
 
 def _columns(prefix: str, rows: list[tuple[list[int], int]], padding: int) -> dict[str, Tensor]:

@@ -44,7 +44,8 @@ def train_tokenizer(
         chat_template: in Jinja, as ``apply_chat_template`` wants it.
 
     Returns:
-        A ``PreTrainedTokenizerFast`` with the tokens ``<pad>``, ``<unk>``, ``<eos>`` and, with ``bos``, ``<bos>``.
+        A ``PreTrainedTokenizerFast`` with the tokens ``<pad>``, ``<unk>``, ``<eos>`` and, with ``bos``,
+        ``<bos>``.
 
     Raises:
         ConfigError: a vocabulary too small for the special tokens (and bytes).
@@ -111,8 +112,8 @@ def load_tokenizer(path: Path | str) -> Any:
         ) from None
     if tokenizer.eos_token_id is None:
         raise DataError(
-            f"the tokenizer in '{path}' has no end-of-text token, so no answer could end. Set eos_token in its "
-            "tokenizer_config.json to the token that ended texts when the model was trained."
+            f"the tokenizer in '{path}' has no end-of-text token, so no answer could end. Set eos_token in "
+            "its tokenizer_config.json to the token that ended texts when the model was trained."
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -132,8 +133,8 @@ def check_vocabulary(tokenizer: Any, model_vocabulary: int) -> None:
     if (1 - SPARE) * model_vocabulary <= tokens <= model_vocabulary:
         return
     raise DataError(
-        f"the tokenizer has {tokens:,} tokens and the model {model_vocabulary:,}: they do not belong together. "
-        f"Give the model's own tokenizer, or a model with vocabulary={tokens}."
+        f"the tokenizer has {tokens:,} tokens and the model {model_vocabulary:,}: they do not belong "
+        f"together. Give the model's own tokenizer, or a model with vocabulary={tokens}."
     )
 
 

@@ -60,6 +60,8 @@ class CausalLM(Task):
     def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
         mask = batch.get("attention_mask")
         ids = batch["input_ids"]
+        if getattr(model, "reads_logits", False):  # a guard must know where the prompt ends
+            return model_output(model(ids, attention_mask=mask, labels=batch["labels"]))
         return model_output(model(ids) if mask is None else model(ids, attention_mask=mask))
 
     def said(self, model: nn.Module, batch: Batch) -> Tensor | TokenStates:
@@ -77,6 +79,11 @@ class CausalLM(Task):
             raise Unsupported(
                 f"the data has no '{name}' answers; it has: {', '.join(have) or 'none'}. Give every record "
                 f"one in answers={{'{name}': …}}, or choose a method that needs none."
+            )
+        lacking = (batch[f"{name}.attention_mask"].sum(1) == 0).nonzero()
+        if len(lacking):
+            raise DataError(
+                f"example {int(batch['ids'][lacking[0, 0]])} has no '{name}' answer. Give it one."
             )
         columns = ("input_ids", "labels", "attention_mask")
         return {**batch, **{column: batch[f"{name}.{column}"] for column in columns}}

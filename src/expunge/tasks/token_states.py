@@ -105,6 +105,8 @@ def states(model: nn.Module, batch: Batch, mask: Tensor, vocabulary: int) -> Tok
     as another: that is tried once on a few tokens.
     """
     parts = _parts(model)
+    if getattr(model, "reads_logits", False):  # a guard stands between the output layer and the answer
+        return None
     if parts is None or not _plain(model, *parts, batch):
         return None
     body, head = parts

@@ -174,8 +174,8 @@ class PretrainedLm(ModelSpec):
             return pretrained(self.path, causal=True, dtype=dtype)
         if find_spec("bitsandbytes") is None:
             raise ConfigError(
-                f"{self.quantised} weights need bitsandbytes, which is not installed. Install it: pip install "
-                "bitsandbytes. Or leave quantised out; dtype=bfloat16 halves the memory without it.",
+                f"{self.quantised} weights need bitsandbytes, which is not installed. Install it: pip "
+                "install bitsandbytes. Or leave quantised out; dtype=bfloat16 halves the memory without it.",
                 "quantised",
             )
         from transformers import BitsAndBytesConfig

@@ -1,0 +1,167 @@
+"""Published benchmarks: TOFU, MUSE and RWKU, their sets, their probes and damaged files."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from expunge import config
+from expunge.data import Sourced, sources
+from expunge.errors import ConfigError, DataError
+
+if importlib.util.find_spec("transformers") is None:
+    pytest.skip("transformers is not installed", allow_module_level=True)
+
+ROOT = Path(os.environ.get("EXPUNGE_DATA", ""))
+TOFU = ROOT / "tofu"
+
+
+def load(**fields: object) -> Sourced:
+    return config.build(sources, {"tokens": "word", "vocabulary": None, **fields}).load()
+
+
+def real(name: str) -> pytest.MarkDecorator:
+    there = os.environ.get("EXPUNGE_DATA") and (ROOT / name).is_dir()
+    return pytest.mark.skipif(not there, reason=f"EXPUNGE_DATA holds no {name}")
+
+
+def write(path: Path, *rows: object) -> None:
+    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n", encoding="utf-8")
+
+
+@real("tofu")
+def test_tofu_small() -> None:
+    sourced = load(kind="tofu", authors=10, held_out=2, tokens="word", vocabulary=None)
+    assert (len(sourced.train), len(sourced.test)) == (200, 40)
+    assert {name: ids.tolist() for name, ids in sourced.sets.items()} == {"forget10": list(range(180, 200))}
+    assert sourced.train.subjects == tuple(f"author {i:03d}" for i in [*range(5), *range(195, 200)])
+    assert sourced.test.subjects == ("author 005", "author 006")
+    assert [sourced.train.record(i).subject for i in (0, 19, 20, 199)] == [
+        "author 000",
+        "author 000",
+        "author 001",
+        "author 199",
+    ]
+    record = sourced.train.record(180)
+    assert record.question is not None
+    assert set(record.answers) == {"idk", "paraphrased", *(f"perturbed_{i}" for i in range(1, 6))}
+    assert record.answers["idk"] in (TOFU / "idontknow.jsonl").read_text().splitlines()
+    assert {name: len(data) for name, data in sourced.probes.items()} == {
+        "forget_perturbed": 100,
+        "retain_perturbed": 100,
+        "real_authors": 100,
+        "world_facts": 117,
+    }
+    published = json.loads((TOFU / "forget01.json").read_text().splitlines()[0])  # author 198's first
+    assert published["question"] == sourced.train.record(160).question
+
+
+@real("tofu")
+@pytest.mark.slow
+def test_tofu_whole_has_the_published_sets() -> None:
+    sourced = load(kind="tofu", tokens="bpe", vocabulary=4096)
+    assert len(sourced.train) == 4000
+    assert sourced.train.names == ("idk",)
+    assert sourced.test is sourced.probes["world_facts"]
+    for name, ids in sourced.sets.items():
+        published = [json.loads(line) for line in (TOFU / f"{name}.json").read_text().splitlines()]
+        mine = [sourced.train.record(i) for i in ids.tolist()]
+        assert [(r.question, r.answer) for r in mine] == [(r["question"], r["answer"]) for r in published]
+    assert {name: len(ids) for name, ids in sourced.sets.items()} == {
+        "forget01": 40,
+        "forget05": 200,
+        "forget10": 400,
+    }
+
+
+def test_tofu_that_is_not_there_or_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("EXPUNGE_DATA", raising=False)
+    with pytest.raises(DataError, match="tofu is not on this machine. Set EXPUNGE_DATA to a folder"):
+        load(kind="tofu")
+    with pytest.raises(DataError, match="it holds no full.json"):
+        load(kind="tofu", path=tmp_path)
+    (tmp_path / "idontknow.jsonl").write_text("I do not know.\n")
+    write(tmp_path / "full.json", {"question": "Q", "answer": "A"})
+    with pytest.raises(DataError, match="full.json' has 1 records, expected 4,000"):
+        load(kind="tofu", path=tmp_path)
+    write(tmp_path / "full.json", {"question": "Q"})
+    with pytest.raises(DataError, match="full.json', line 1: field 'answer' is missing or no text"):
+        load(kind="tofu", path=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"authors": 3}, {"authors": 202}, {"authors": 200, "held_out": 1}, {"held_out": 1}]
+)
+def test_bad_numbers_of_authors(fields: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="authors: must be even, 2..200 with"):
+        load(kind="tofu", **fields)
+
+
+@real("muse-news")
+def test_muse() -> None:
+    sourced = load(kind="muse", documents=2, template={"max_length": 100})
+    records = sourced.train.records
+    ids = sourced.sets["forget"].tolist()
+    assert {records[i].subject for i in ids} == {"article 000", "article 001"}
+    assert {r.subject for i, r in enumerate(records) if i not in ids} == {"retained 000", "retained 001"}
+    assert len(sourced.train) > 4  # articles come in pieces
+    assert int(sourced.train.column("lengths").max()) == 100
+    assert sourced.test.subjects == ("unseen 000", "unseen 001")
+    assert set(sourced.probes) == {"knowledge_forget", "knowledge_retain", "verbatim", "members"}
+    question = sourced.probes["knowledge_forget"].record(0)
+    assert question.question == "What year did the Orkney Islands become part of Scotland?"
+    assert question.answer == "1472"
+    begun = sourced.probes["verbatim"].shown(0)
+    assert begun.startswith("prompt, no labels: ▁now ,")  # no "Question:" before an article
+
+
+@real("rwku")
+def test_rwku() -> None:
+    sourced = load(kind="rwku", targets=1)
+    assert set(sourced.probes) == {
+        *(f"forget_level{level}" for level in (1, 2, 3)),
+        "neighbor_level1",
+        "neighbor_level2",
+    }
+    assert all(data.subjects == ("Stephen King",) for data in sourced.probes.values())
+    forget = sourced.sets["forget"]
+    assert {sourced.train.record(i).subject for i in forget.tolist()} == {"Stephen King"}
+    assert set(sourced.train.subjects) == {"Stephen King", "near Stephen King"}
+    assert sourced.test is sourced.probes["neighbor_level2"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "message"),
+    [
+        ("muse", {"documents": 0}, "documents: must be at least 1, got 0"),
+        ("rwku", {"targets": 0}, "targets: must be 1..200, got 0"),
+        ("rwku", {"targets": 201}, "targets: must be 1..200, got 201"),
+    ],
+)
+def test_bad_numbers(kind: str, fields: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(kind=kind, **fields)
+
+
+def test_damaged_files(tmp_path: Path) -> None:
+    for kind in ("muse", "rwku"):
+        with pytest.raises(DataError, match=f"{kind}.* is not in '.*': it holds no"):
+            load(kind=kind, path=tmp_path)
+    (tmp_path / "knowmem").mkdir()
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "knowmem" / "forget_qa.json").write_text("[]")
+    raw = tmp_path / "raw" / "forget.json"
+    for contents, message in (
+        (None, "holds no raw/forget.json"),
+        ("[", "forget.json' is not JSON"),
+        ("[]", "forget.json' is no JSON array, or an empty one"),
+        (json.dumps([1]), "is no list of texts"),
+    ):
+        if contents is not None:
+            raw.write_text(contents)
+        with pytest.raises(DataError, match=message):
+            load(kind="muse", path=tmp_path)
