@@ -18,6 +18,7 @@ padding, ``text`` is one document, labelled from its first token on, with anothe
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,7 +44,7 @@ from expunge.provenance import hardware, versions
 from expunge.tasks import CausalLM
 from expunge.training.engine import Engine
 from expunge.training.language_models import Llama
-from expunge.training.step import Original, Step, View
+from expunge.training.step import Original, Part, Step, View
 
 SEED = 0
 VOCABULARY = 37
@@ -51,6 +52,7 @@ TASK = CausalLM(VOCABULARY)
 TOLERANCE = 1e-5
 """What the issue allows; of the value where it is above 1."""
 
+PARTS: tuple[Part, ...] = ("forget", "retain")
 Name = Literal["ragged", "even", "text"]
 LENGTHS: dict[Name, dict[str, list[tuple[int, int]]]] = {
     "ragged": {
@@ -177,7 +179,7 @@ def _simnpo() -> list[Case]:
             **fields,
         ),
         Case(
-            key="OPTML-Group-simnpo-margin",
+            key="OPTML-Group-simnpo-margin-by-beta",
             run="the same, ours with margin 0.75 = 2.5 · 0.3",
             ours=replace(alone, margin=0.75),
             **fields,
@@ -238,6 +240,7 @@ def _divergence(name: str, batch: Name, run: str, **fields: Any) -> Case:
     return Case(key=key, source=WANG, run=said, ours=method, batch=batch, **fields)
 
 
+@functools.cache
 def models() -> tuple[nn.Module, nn.Module]:
     """The original, and one moved away from it; weights from one seed, whatever torch's version draws."""
     draws = np.random.default_rng(SEED)
@@ -246,13 +249,14 @@ def models() -> tuple[nn.Module, nn.Module]:
     with torch.no_grad():
         for one, other in zip(*(model.parameters() for model in found), strict=True):
             if one.ndim > 1:
-                one.copy_(torch.from_numpy(draws.normal(0, 0.3, one.shape)))
-            other.copy_(one + torch.from_numpy(draws.normal(0, 0.1, one.shape)))
+                one.copy_(torch.from_numpy(draws.normal(0, 0.4, one.shape)))
+            other.copy_(one + torch.from_numpy(draws.normal(0, 0.03, one.shape)))
     return found[0], found[1]
 
 
-def batches(name: Name) -> dict[str, Batch]:
-    """The ``forget`` batch, with ``idk`` answers to the same prompts, and the ``retain`` batch."""
+@functools.cache
+def tokens(name: Name, first_label: bool = True) -> dict[str, ArrayData]:
+    """What to forget, with ``idk`` answers to the same prompts, and what to retain."""
     draws = np.random.default_rng([SEED, *name.encode()])
     columns: dict[str, dict[str, Tensor]] = {}
     for part, lengths in LENGTHS[name].items():
@@ -260,7 +264,9 @@ def batches(name: Name) -> dict[str, Batch]:
         ids = torch.from_numpy(draws.integers(1, VOCABULARY, (len(lengths), longest)))
         places = torch.arange(longest)
         prompts, answers = (torch.tensor(column)[:, None] for column in zip(*lengths, strict=True))
+        _answer(ids, prompts, rank=int(part == "idk"))
         padding = places >= prompts + answers
+        unlabelled = places < prompts.clamp(min=0 if first_label else 1)
         if part == "idk":
             shared = columns["forget"]["input_ids"][:, : int(prompts.max())]
             ids[:, : shared.shape[1]] = torch.where(
@@ -268,13 +274,23 @@ def batches(name: Name) -> dict[str, Batch]:
             )
         columns[part] = {
             "input_ids": ids.masked_fill(padding, 0),
-            "labels": ids.masked_fill(padding | (places < prompts), IGNORED),
+            "labels": ids.masked_fill(padding | unlabelled, IGNORED),
             "attention_mask": (~padding).long(),
         }
     forget = columns["forget"] | {f"idk.{key}": value for key, value in columns["idk"].items()}
-    return {
-        part: _batch(ArrayData(found)) for part, found in (("forget", forget), ("retain", columns["retain"]))
-    }
+    return {"forget": ArrayData(forget), "retain": ArrayData(columns["retain"])}
+
+
+@torch.no_grad()
+def _answer(ids: Tensor, prompts: Tensor, rank: int) -> None:
+    """Every token after a prompt becomes the original's likeliest (rank 0) or next likeliest (1), in place.
+
+    So the losses are those of answers that were learnt, of which forgetting has something to take away.
+    """
+    for place in range(1, ids.shape[1]):
+        logits = models()[0](ids).logits[:, place - 1]
+        said = logits.argsort(descending=True)[:, rank]
+        ids[:, place] = torch.where(place >= prompts[:, 0], said, ids[:, place])
 
 
 def _batch(data: ArrayData) -> Batch:
@@ -285,14 +301,10 @@ def _batch(data: ArrayData) -> Batch:
 def measure(case: Case) -> tuple[float, dict[str, NDArray[np.float32]]]:
     """Our value and its gradients, by parameter."""
     original, changed = models()
-    found = batches(case.batch)
-    if not case.first_label:
-        for batch in found.values():
-            batch["labels"] = batch["labels"].clone().index_fill_(1, torch.tensor([0]), IGNORED)
-    known = Original(original, TASK, Engine(device="cpu"), {part: ArrayData(b) for part, b in found.items()})
-    views: dict[Any, View] = {
-        part: View(part, batch, changed, known, TASK, Engine(device="cpu"), None)  # type: ignore[arg-type]
-        for part, batch in found.items()
+    found, engine = tokens(case.batch, case.first_label), Engine(device="cpu")
+    known = Original(original, TASK, engine, dict(found))
+    views: dict[Part, View] = {
+        part: View(part, _batch(found[part]), changed, known, TASK, engine, None) for part in PARTS
     }
     terms = case.ours.objective(Step("forget", views, changed, 0, 0, 1, TASK))
     value = case.scale * torch.stack(list(terms.values())).sum()
@@ -308,7 +320,8 @@ def export(folder: Path) -> None:
     for name, model in zip(("original", "changed"), models(), strict=True):
         model.save_pretrained(folder / name)  # type: ignore[operator]
     for name in LENGTHS:
-        arrays = {f"{part}/{key}": v.numpy() for part, b in batches(name).items() for key, v in b.items()}
+        found = {part: _batch(data) for part, data in tokens(name).items()}
+        arrays = {f"{part}/{key}": value.numpy() for part in found for key, value in found[part].items()}
         np.savez(folder / f"{name}.npz", **arrays)  # type: ignore[arg-type]
 
 
@@ -322,6 +335,7 @@ def compare(case: Case, theirs: float, gradients: dict[str, NDArray[np.float32]]
         raise SystemExit(f"{case.key}: ours {ours}, theirs {theirs}, gradients {apart / size:.1e} apart.")
     repository, commit = case.source
     return {
+        "key": case.key,
         "method": type(case.ours).__module__.rpartition(".")[2],
         "repository": repository,
         "commit": commit,

@@ -131,8 +131,11 @@ def fisher(g: Given) -> nn.Module:
 
     def information(x: Tensor) -> dict[str, Tensor]:
         log_p, pull = vjp(lambda w: functional_call(model, w, x[None]).log_softmax(1)[0], weights)[:2]
-        squares = [{n: d.square() for n, d in pull(one)[0].items()} for one in torch.eye(10)]
-        return {name: sum(p * s[name] for p, s in zip(log_p.exp(), squares, strict=True)) for name in weights}
+        found = {name: torch.zeros_like(p) for name, p in weights.items()}
+        for chance, label in zip(log_p.exp(), torch.eye(10), strict=True):
+            for name, gradient in pull(label)[0].items():
+                found[name] = found[name] + chance * gradient.square()
+        return found
 
     for (rows,) in g.over(g.retain, 1):
         for name, value in vmap(information)(g.x[rows]).items():

@@ -84,8 +84,8 @@ CASES = (
     Case("eu_k", bare_loops.eu_k, {"epochs": 4, **LOW}),
     Case("laf", bare_phases.laf, {"epochs": 2, "fit_epochs": 1}),
     Case("concept_poison", bare_phases.concept_poison, {"epochs": 6, **LOW}, whole_class=True),
-    Case("gs_lora", bare_phases.gs_lora, {"epochs": 6}, whole_class=True),
-    Case("gs_lora_plus", bare_phases.gs_lora_plus, {"epochs": 6}, whole_class=True),
+    Case("gs_lora", bare_phases.gs_lora, {"epochs": 12}, whole_class=True),
+    Case("gs_lora_plus", bare_phases.gs_lora_plus, {"epochs": 12}, whole_class=True),
     Case("unsir", bare_phases.unsir, {"noise_steps": 5}, whole_class=True),
     Case("datamodel_match", bare_loops.datamodel_match, {"epochs": 2, "models": MODELS}),
     Case("oracle_match", bare_loops.oracle_match, {"epochs": 1, "oracles": 2}),
@@ -236,6 +236,7 @@ def main() -> None:
         "hardware": hardware(torch.device("cpu")),
         "load average at the start": round(os.getloadavg()[0], 2),
         "versions": versions(),
+        "not measured here": sorted(set(methods.names()) - {case.method or case.name for case in CASES}),
         "methods": known.get("methods", {}),
         "searches": known.get("searches", {}),
     }

@@ -178,7 +178,7 @@ def gaps(table: Table, regression: bool) -> dict[str, float | None]:
         if row.error is not None:
             found[row.name] = None
         elif regression:
-            ids = [f"mae.{part}" for part in ("forget", "retain", "test")]
+            ids = [f"absolute error.{part}.mean" for part in ("forget", "retain", "test")]
             found[row.name] = statistics.mean(
                 abs(row.scores[i].value - table.anchors[i].retrained) for i in ids
             )

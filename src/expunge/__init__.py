@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from expunge.data import ArrayData, Split, StreamData
     from expunge.evaluation.report import Report
     from expunge.foreign import audit
+    from expunge.saved import load, save
     from expunge.training.engine import Engine
     from expunge.training.recipe import Recipe, Training
 
@@ -28,12 +29,13 @@ _PLACES = {
     "Engine": "expunge.training.engine",
     "Report": "expunge.evaluation.report",
     "audit": "expunge.foreign",
+    **dict.fromkeys(("load", "save"), "expunge.saved"),
 }
 _MODULES = ("data", "methods", "tasks")
 
 __all__ = ["ArrayData", "Engine", "Recipe", "Report", "Split", "StreamData", "Training", "audit",
-           "compare", "data", "evaluate", "methods", "run", "search", "shadows", "tasks", "train",
-           "unlearn"]  # fmt: skip
+           "compare", "data", "evaluate", "load", "methods", "run", "save", "search", "shadows", "tasks",
+           "train", "unlearn"]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -21,7 +21,7 @@ from expunge.evaluation.report import Report
 from expunge.evaluation.shadows import ShadowPlan, Shadows, train_shadows
 from expunge.evaluation.table import Table
 from expunge.experiment import Experiment, read
-from expunge.methods.base import Method, methods
+from expunge.methods.base import Method, check_layers, methods
 from expunge.pictures import pictures
 from expunge.provenance import hardware, versions
 from expunge.runner import execute
@@ -116,6 +116,7 @@ def unlearn(
         purpose.check(data, part)
     if repeats < 1:
         raise ConfigError(f"must be at least 1, got {repeats}.", "repeats")
+    check_layers(model, methods.name_of(chosen))
     check_finite(model)
     session = Session(seed, engine or Engine(), tuple(callbacks), recipe)
     with metered(session.engine.torch_device) as cost:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 
 from expunge import config
+from expunge.data.arrays import Data
 from expunge.data.source import DataSource, Sourced
 from expunge.data.split import Split
 from expunge.errors import ConfigError, DataError, Diverged, ExpungeError, Unsupported, did_you_mean
@@ -46,12 +47,13 @@ class Base:
     """What every model starts from: the same network, trained on other data before.
 
     Args:
-        data: what it is trained on; only the training examples are used.
         train: how.
+        data: what it is trained on; only the training examples are used. By default what the experiment's
+            data brings for it, as ``people`` does.
     """
 
-    data: DataSource
     train: Training = Training()
+    data: DataSource | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +129,19 @@ class Experiment:
         """The data, loaded once."""
         return self.data.load()
 
+    @cached_property
+    def base_data(self) -> Data:
+        """What the base is trained on.
+
+        Raises:
+            ConfigError: neither the base nor the experiment's data says.
+        """
+        given = self.base.data if self.base is not None else None
+        found = self.sourced.base if given is None else given.load().train
+        if found is None:
+            raise ConfigError("the data brings nothing to train a base on. Name other data.", "data")
+        return found
+
     @property
     def recipe(self) -> Recipe:
         """How the original and the retrained models are trained."""
@@ -194,7 +209,7 @@ def check(experiment: Experiment, prepares: bool = True) -> None:
         task.check(data, part)
     if experiment.base is not None:
         with _at("base"):
-            task.check(experiment.base.data.load().train, "train")
+            task.check(experiment.base_data, "train")
     session = experiment.session()
     with _at("model"):
         model = experiment.recipe.initial(session)

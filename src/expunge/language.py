@@ -20,9 +20,9 @@ from expunge.data.text import Record, Template, TextData
 from expunge.data.tokenizers import check_vocabulary, load_tokenizer
 from expunge.errors import ConfigError, DataError
 from expunge.methods.base import GradientMethod, Method, methods
+from expunge.saved import load, save
 from expunge.tasks.causal_lm import CausalLM
 from expunge.training.engine import Engine
-from expunge.training.saved import load, save
 from expunge.training.session import Callback
 
 CARD = "README.md"
@@ -163,7 +163,7 @@ def _overlap(first: Sequence[Record], other: Sequence[Record]) -> list[Duplicate
         DataError: a record is in both.
     """
     found = duplicates(first, other) if other else []
-    exact = [pair for pair in found if pair.similarity == 1.0]
+    exact = [pair for pair in found if pair.exact]
     if exact:
         pair = exact[0]
         raise DataError(

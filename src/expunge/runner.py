@@ -61,10 +61,8 @@ def _on_base(experiment: Experiment, store: Store, session: Session) -> Experime
     """The experiment with the weights of its base, trained once, as those that every model starts from."""
     if experiment.base is None:
         return experiment
-    data, recipe = (
-        experiment.base.data.load().train,
-        replace(experiment.recipe, training=experiment.base.train),
-    )
+    data = experiment.base_data
+    recipe = replace(experiment.recipe, training=experiment.base.train)
     blank = partial(recipe.initial, session)
     kinds = [facts(experiment.model), config.dump(experiment.task), config.dump(experiment.base)]
     key = key_of(

@@ -28,6 +28,7 @@ QUICK = {"budget": 6, "repeats": 2, "optim": SGD(lr=1.0)}
 LIGHT: dict[str, dict[str, object]] = {
     "relearn_time": QUICK,
     "anamnesis": QUICK,
+    "relearn_facts": {"steps": (1, 2)},
     "interclass_confusion": {"classes": (0, 1)},
     "backdoor_test": {"queries": 4, "q": 0.3, "p": 0.9},
 }

@@ -288,8 +288,10 @@ COMBINATIONS = [
     ("name", "setting", "modifier", "scope", "optimiser"), COMBINATIONS, indirect=["setting"]
 )
 def test_any_objective_runs_with_any_modifier_scope_and_optimiser(setting, name, modifier, scope, optimiser):
-    if scope == "lora":
+    if scope in ("lora", "fila"):
         pytest.importorskip("peft")
+    if optimiser == "adamw_8bit":
+        pytest.importorskip("bitsandbytes")
     result = unlearn(
         name,
         setting,
@@ -303,8 +305,6 @@ def test_any_objective_runs_with_any_modifier_scope_and_optimiser(setting, name,
         assert all(torch.isfinite(value).all() for value in result.state_dict().values())
         assert not same_bytes(result, setting.original)
         assert result.state_dict().keys() == setting.original.state_dict().keys()
-    else:
-        assert setting.name != WHOLE_CLASS
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -320,7 +320,8 @@ def test_class_methods_run_where_a_class_is_forgotten_and_only_there(name, setti
 @pytest.mark.parametrize("name", ADAPTS)
 @pytest.mark.parametrize("setting", [WHOLE_CLASS], indirect=True)
 def test_methods_that_train_adapters_refuse_every_other_scope(name, setting):
-    for scope in set(scopes.names()) - {"lora"}:
+    others = [scope for scope in scopes.names() if not issubclass(scopes.get(scope), scopes.get("lora"))]
+    for scope in others:
         method = build(name, scope={"kind": scope, **NEEDED.get(scope, {})})
         with pytest.raises(Unsupported, match="trains adapters. Set scope to lora"):
             method.unlearn(setting.original, setting.split, setting.task, setting.session)

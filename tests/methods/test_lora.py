@@ -88,6 +88,36 @@ def test_a_frozen_layer_is_not_adapted():
     assert not torch.equal(result[2].weight, model[2].weight)
 
 
+class Tied(nn.Module):
+    """An output layer with the embedding's matrix, as most small language models have."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokens = nn.Embedding(5, 4)
+        self.body = nn.Linear(4, 4)
+        self.head = nn.Linear(4, 5, bias=False)
+        self.head.weight = self.tokens.weight
+
+    def forward(self, ids):
+        return self.head(torch.tanh(self.body(self.tokens(ids))))
+
+
+def test_a_tied_output_layer_is_not_adapted_so_that_merging_keeps_the_function():
+    torch.manual_seed(0)
+    model, ids = Tied(), torch.arange(5)
+    scope = LoRA(rank=2)
+    entered = scope.enter(model)
+    for name, parameter in entered.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter)
+    trained = entered(ids)
+    merged = scope.leave(entered)
+    assert torch.allclose(merged(ids), trained, atol=1e-5)
+    assert merged.head.weight is merged.tokens.weight
+    with pytest.raises(Unsupported, match="not frozen or tied to another.*Give other targets"):
+        LoRA(targets=("head",)).enter(Tied())
+
+
 @pytest.mark.parametrize(
     "model",
     [

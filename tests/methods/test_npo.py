@@ -3,6 +3,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tests.methods.questions import (
+    check_padding_does_not_count,
+    check_parts_add_up,
+    check_prompts_get_no_gradient,
+    gradients,
+    llama,
+    originals,
+    step,
+)
 from torch import nn
 
 from expunge.data import Split, fixed_order
@@ -110,6 +119,64 @@ def test_the_retain_loss_enters_with_its_weight(linear):
     method = NPO(epochs=1, optim=SGD(lr=0.1, momentum=0.0), retain_weight=0.5)
     expected = linear.start - 0.1 * (0.5 * retain - forget)
     assert torch.allclose(linear.run(method), expected, atol=1e-5)
+
+
+def test_the_divergence_holds_the_predictions_on_the_retain_set(linear):
+    rate = 0.05
+    fields = {"epochs": 2, "optim": SGD(lr=rate, momentum=0.0), "beta": 1e-4, "retain": "divergence"}
+    first = linear.start + rate * linear.gradient(linear.start, "forget")
+    X, _ = linear.retain  # the divergence of two unit Gaussians is half the squared distance of their means
+    drift = X.T @ (X @ (first - linear.start)) / len(X)
+    expected = first + rate * (linear.gradient(first, "forget") - 2.0 * drift)
+    assert torch.allclose(linear.run(NPO(**fields, retain_weight=2.0)), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("setting", ["classification", "regression", "causal_lm"], indirect=True)
+def test_the_divergence_is_zero_at_the_original_so_that_the_first_step_is_npos_own(setting):
+    alone, _ = _first_step(setting)
+    beside, _ = _first_step(setting, retain="divergence", retain_weight=1.0)
+    assert all(torch.allclose(alone[name], beside[name], atol=1e-6) for name in alone)
+
+
+def test_the_retain_terms_of_a_language_model_are_the_loss_and_the_divergence():
+    views = step(llama(1), llama())
+    for name, expected in (("loss", views.retain.loss), ("divergence", views.retain.drift)):
+        term = NPO(retain=name, retain_weight=0.7).objective(views)["retain"]
+        assert float(term) == pytest.approx(0.7 * float(expected.mean()))
+
+
+def test_the_gradient_at_a_llama_original_is_that_of_the_summed_log_likelihood():
+    model = llama()
+    views = step(model, llama())
+    found = gradients(NPO(retain_weight=0.0).objective(views), model)
+    expected = gradients({"ascent": views.forget.log_likelihood.mean()}, model)
+    assert torch.allclose(found, expected, atol=1e-4)
+    assert float(expected.abs().max()) > 0.1
+
+
+def test_kept_log_likelihoods_of_the_original_are_its_live_ones():
+    known = originals(llama())
+    NPO().objective(step(llama(2), known))
+    again, live = (NPO().objective(step(llama(1), source))["forget"] for source in (known, llama()))
+    assert float(again) == pytest.approx(float(live), abs=1e-6)
+
+
+FORMS = [{}, {"retain": "divergence"}]
+
+
+@pytest.mark.parametrize("fields", FORMS)
+def test_padding_does_not_count(fields):
+    check_padding_does_not_count(NPO(**fields))
+
+
+@pytest.mark.parametrize("fields", FORMS)
+def test_parts_add_up(fields):
+    check_parts_add_up(NPO(**fields))
+
+
+@pytest.mark.parametrize("fields", FORMS)
+def test_prompts_get_no_gradient(fields):
+    check_prompts_get_no_gradient(NPO(**fields))
 
 
 def test_without_a_retain_term_no_retain_batch_is_read(linear):

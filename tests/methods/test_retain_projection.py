@@ -173,3 +173,59 @@ def test_sign_descent_is_refused_because_its_step_is_not_linear_in_the_gradient(
     )
     with pytest.raises(Unsupported, match="no linear function of the gradient"):
         method.unlearn(nn.Linear(2, 1), Split.from_ids(data, [0, 1]), Regression(), Session())
+
+
+def _per_tensor(first, second, model, optimizer, name):
+    pick = dict(model.named_parameters())[name]
+    metric = optimizer.state[pick]["exp_avg_sq"].sqrt() + 1e-8
+
+    def product(a, b):
+        return float((a[name].double() * b[name] / metric).sum())
+
+    return product(first, second) / (product(first, first) * product(second, second)) ** 0.5
+
+
+def test_per_tensor_it_is_orthogonal_in_each_and_globally_only_in_sum(layer):
+    model, optimizer = layer
+    terms = {"forget": _draw(model), "retain": _draw(model)}
+    found = {}
+    for per in ("tensor", "model"):
+        projection = RetainProjection(per=per)
+        state = projection.prepare(model, None, None, None)
+        found[per] = projection.gradients(terms, state, optimizer)["forget"]
+        assert abs(_inner(terms["retain"], found[per], model, optimizer)) < 1e-5
+    for name in ("weight", "bias"):
+        inside = {per: abs(_per_tensor(terms["retain"], found[per], model, optimizer, name)) for per in found}
+        assert inside["tensor"] < 1e-5
+        assert inside["model"] > 1e-3
+
+
+@pytest.mark.parametrize("per", ["model", "tensor"])
+def test_every_stored_direction_is_left_alone_also_when_they_are_nearly_the_same(per):
+    torch.manual_seed(1)
+    model = nn.Linear(30, 20)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.0)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter) * torch.rand_like(parameter) ** 3
+    optimizer.step()
+    projection = RetainProjection(directions=8, per=per)
+    state = projection.prepare(model, None, None, None)
+    first, retained = _draw(model), []
+    for _ in range(8):  # each differs from the first by 5 thousandths
+        retained.append({n: g + 5e-3 * torch.randn_like(g) for n, g in first.items()})
+        forget = {n: g + 0.1 * torch.randn_like(g) for n, g in first.items()}
+        changed = projection.gradients({"forget": forget, "retain": retained[-1]}, state, optimizer)["forget"]
+    products = [abs(_inner(retain, changed, model, optimizer)) for retain in retained]
+    assert max(products) <= 1e-5
+    assert any(float(gradient.norm()) > 1e-3 for gradient in changed.values())
+
+
+@DETERMINISTIC
+def test_a_step_per_tensor_leaves_the_retain_loss_and_moves_less(setting):
+    retain = _gradient(setting, "retain")
+    moves = {
+        per: _move(setting, GradAscent(optim=PLAIN, modifiers=(RetainProjection(per=per),), **ONE_STEP))
+        for per in ("model", "tensor")
+    }
+    assert abs(_cosine(moves["tensor"], retain)) < 1e-4
+    assert moves["tensor"].norm() <= moves["model"].norm()

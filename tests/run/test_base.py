@@ -44,10 +44,22 @@ def test_original_and_retrained_models_start_from_the_base_which_is_trained_once
 @pytest.mark.parametrize(
     ("change", "error", "said"),
     [
-        ({"model": {**PLAIN["model"], "weights": "x.safetensors"}}, ConfigError, "base: the model has weights"),
+        (
+            {"model": {**PLAIN["model"], "weights": "x.safetensors"}},
+            ConfigError,
+            "base: the model has weights",
+        ),
         ({"base": {"data": {"kind": "linear"}}}, DataError, "base: "),
     ],
 )
 def test_a_base_that_cannot_be_is_refused_before_anything_is_trained(change, error, said) -> None:
     with pytest.raises(error, match=said):
         check(parse({**PLAIN, **change}))
+
+
+def test_a_base_without_data_is_trained_on_what_the_data_brings_for_it() -> None:
+    with pytest.raises(ConfigError, match="base.data: the data brings nothing to train a base on"):
+        check(parse({**PLAIN, "base": {"train": {"epochs": 1}}}))
+    people = {"kind": "people", "people": 4, "background": 4, "held_out": 4}
+    setup = parse({**PLAIN, "data": people, "base": {}, "forget": {"one": {"kind": "random_set", "size": 1}}})
+    assert setup.base_data is setup.sourced.base

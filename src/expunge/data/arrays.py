@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Self
 
 import numpy as np
@@ -28,9 +29,11 @@ class Data(ABC):
 
     Attributes:
         ids: ``(N,)`` int64 on the CPU, positions in the root data set; stable under ``subset``.
+        sets: published forget sets, by name: ids of the root data set.
     """
 
     ids: Tensor
+    sets: Mapping[str, Tensor] = MappingProxyType({})
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -221,19 +221,19 @@ class Jsonl(TextSource):
 
 
 class Duplicate(NamedTuple):
-    """Two records that say the same, by their positions, and how alike they are, in [0, 1]."""
+    """Two records that say the same, by their positions, how alike they are, in [0, 1], and whether exactly."""
 
     forget: int
     retain: int
     similarity: float
+    exact: bool
 
 
 def duplicates(forget: Sequence[Record], retain: Sequence[Record], threshold: float = 0.9) -> list[Duplicate]:
     """Records to be forgotten that are also to be retained, exactly or nearly.
 
     Question and answer count, in lower case and with single spaces: equal ones have similarity 1;
-    others the share ``|A ∩ B| / |A ∪ B|`` of their different words (Jaccard), at most 0.999, if it is at least
-    ``threshold``.
+    others the share ``|A ∩ B| / |A ∪ B|`` of their different words (Jaccard) if it is at least ``threshold``.
 
     Cost: words are looked up from the rarest up, so that only records that share a rare word are compared.
 
@@ -255,9 +255,9 @@ def duplicates(forget: Sequence[Record], retain: Sequence[Record], threshold: fl
         for place in sorted(near):
             other = words[1][place]
             same = texts[0][mine] == texts[1][place]
-            alike = 1.0 if same else min(0.999, len(known & other) / len(known | other))
+            alike = 1.0 if same else len(known & other) / len(known | other)
             if alike >= threshold:
-                found.append(Duplicate(mine, place, alike))
+                found.append(Duplicate(mine, place, alike, same))
     return found
 
 

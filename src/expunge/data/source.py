@@ -27,7 +27,7 @@ class Sourced:
         base: what a first stage trains on, from which the original and the retrained models both start;
             ``None`` where there is no such stage.
         probes: further data sets to ask about, by name.
-        sets: published forget sets, by name: ids in ``train``.
+        sets: published forget sets, by name: ids in ``train``, which then knows them too.
     """
 
     train: Data
@@ -38,6 +38,10 @@ class Sourced:
     base: Data | None = None
     probes: Mapping[str, Data] = field(default_factory=dict)
     sets: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.sets:
+            self.train.sets = self.sets
 
 
 class DataSource(ABC):

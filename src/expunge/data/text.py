@@ -121,6 +121,11 @@ class Template:
         return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
 
 
+def plain(tokenizer: Any, text: str) -> list[int]:
+    """The tokens of a text, nothing added."""
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
 def beginning(tokenizer: Any) -> list[int]:
     """The token that the tokenizer puts before every text, if it has one."""
     start = getattr(tokenizer, "bos_token_id", None)

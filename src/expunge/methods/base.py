@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -55,6 +55,13 @@ class Method(ABC):
 
         Raises:
             Unsupported: for example shards that would be smaller than a batch.
+        """
+
+    def check_request(self, split: Split, recipe: Recipe, session: Session) -> None:
+        """Refuses what cannot be deleted from what ``prepare`` makes with this session, before it is made.
+
+        Raises:
+            Unsupported: for example a shard that is due for retraining and must not be retrained.
         """
 
     def prepare(self, train: Data, task: Task, session: Session) -> dict[str, Tensor]:
@@ -193,11 +200,7 @@ def check_floating(model: nn.Module, what: str) -> None:
         for name, parameter in model.named_parameters()
         if not parameter.is_floating_point() or parameter.element_size() < 2
     ]
-    found += [
-        f"'{name}' is a {type(module).__name__}"
-        for name, module in model.named_modules()
-        if hasattr(module, "_packed_params")  # torch's quantised layers have no parameters
-    ]
+    found += _quantised_layers(model)
     if found:
         raise Unsupported(
             f"{what} writes new weights and needs floating-point ones, but {found[0]}. "
@@ -205,8 +208,51 @@ def check_floating(model: nn.Module, what: str) -> None:
         )
 
 
+def check_layers(model: nn.Module, what: str) -> None:
+    """Refuses torch's quantised layers, through which no gradient goes.
+
+    Raises:
+        Unsupported: names the first of them.
+    """
+    if found := _quantised_layers(model):
+        raise Unsupported(
+            f"{what} needs gradients, and there are none through torch's quantised layers: {found[0]}. "
+            "Give the model from before it was quantised, and quantise the result."
+        )
+
+
+def _quantised_layers(model: nn.Module) -> list[str]:
+    """What to say of each of torch's quantised layers, which have no parameters."""
+    named = model.named_modules()
+    return [
+        f"'{name}' is a {type(module).__name__}"
+        for name, module in named
+        if hasattr(module, "_packed_params")
+    ]
+
+
 class Guard(Method):
     """The weights stay as they are; what the model is asked, or what it answers, changes at inference.
 
-    ``unlearn`` returns a module that holds a copy of the model and what was learned beside it.
+    A subclass writes ``learn`` and ``attach``. ``unlearn`` attaches what was learnt to a copy of the model;
+    a guard that was saved is attached in the same way to the model that was saved with it.
     """
+
+    @abstractmethod
+    def learn(self, model: nn.Module, split: Split, task: Task, session: Session) -> dict[str, Tensor]:
+        """All that the guard needs at inference, as tensors by name; the model is not changed."""
+
+    @abstractmethod
+    def attach(self, model: nn.Module, learned: Mapping[str, Tensor]) -> nn.Module:
+        """``model`` itself, which may be changed, under guard: hooks, and the tensors as buffers.
+
+        The modules and weights keep their names. Without tensors it is one that a file can be read into.
+        """
+
+    def blank(self, model: nn.Module, split: Split) -> nn.Module:
+        return self.attach(model, {})
+
+    def unlearn(self, model: nn.Module, split: Split, task: Task, session: Session) -> nn.Module:
+        self.check(split, task)
+        learned = self.learn(model, split, task, session)
+        return self.attach(session.engine.copy(model), learned).eval()

@@ -10,6 +10,15 @@ from expunge.errors import Unsupported
 from expunge.tasks.base import Task
 
 
+def is_whole(split: Split, task: Task) -> bool:
+    """Whether a split forgets whole classes and nothing else."""
+    try:
+        forgotten_classes(split, task)
+    except Unsupported:
+        return False
+    return True
+
+
 def forgotten_classes(split: Split, task: Task) -> Tensor:
     """The classes that the forget set holds, ``(K,)`` ascending, each with all of its training examples.
 

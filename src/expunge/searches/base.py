@@ -24,6 +24,9 @@ Mode = Literal["worst", "easiest"]
 class Search(ABC):
     """Chooses the examples to forget. Subclasses are frozen dataclasses."""
 
+    reads_model: ClassVar[bool] = True
+    """Whether its sets depend on the model; else they are known before one is trained."""
+
     needs_recipe: ClassVar[bool] = False
     """Whether the session must bring the recipe that the original was trained with."""
 

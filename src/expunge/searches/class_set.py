@@ -28,6 +28,8 @@ class ClassSet(Search):
 
     classes: tuple[int, ...]
 
+    reads_model = False
+
     def __post_init__(self) -> None:
         if not self.classes:
             raise ConfigError("name at least one class, for example [3].", "classes")

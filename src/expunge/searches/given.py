@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from expunge.data.arrays import Data
 from expunge.data.split import Split, read_ids
@@ -20,22 +20,28 @@ from expunge.training.session import Session
 @searches.register("given")
 @dataclass(frozen=True, kw_only=True)
 class Given(Search):
-    """The examples with these ids, listed or read from a file.
+    """The examples with these ids, listed, read from a file, or of a set that the data brings.
 
     Args:
         ids: positions in the training data.
         path: a .txt file with one id a line, a .npy or a .json file; an index file that a search wrote
             is refused with other data than it names.
+        name: a forget set that comes with the data: ``forget10`` of ``tofu``.
 
     Cost: none.
     """
 
     ids: tuple[int, ...] = ()
     path: Path | None = None
+    name: str = ""
+
+    reads_model = False
 
     def __post_init__(self) -> None:
-        if bool(self.ids) == (self.path is not None):
-            raise ConfigError("give either a list of ids or the path of a file with ids.", "ids")
+        if bool(self.ids) + (self.path is not None) + bool(self.name) != 1:
+            raise ConfigError(
+                "give a list of ids, the path of a file with ids, or the name of a set; one of them.", "ids"
+            )
 
     @property
     def gives_classes(self) -> bool:
@@ -46,7 +52,7 @@ class Given(Search):
 
     def search(self, model: nn.Module, train: Data, task: Task, session: Session) -> SearchResult:
         found = self._find(train)
-        words, unit = "listed by id", "example"
+        words, unit = f"the data's own set {self.name}" if self.name else "listed by id", "example"
         if (index := self._index) is not None:
             words, unit = index.description, index.unit
         return SearchResult(torch.sort(found.ids).values, words, unit)
@@ -64,5 +70,13 @@ class Given(Search):
     def _find(self, train: Data) -> Data:
         if (index := self._index) is not None:
             index.check(train)
+        if self.name:
+            return Split.from_ids(train, self._named(train)).forget
         wanted = torch.tensor(self.ids) if self.path is None else read_ids(self.path)
         return Split.from_ids(train, wanted).forget
+
+    def _named(self, train: Data) -> Tensor:
+        if self.name not in train.sets:
+            have = ", ".join(train.sets) or "none"
+            raise DataError(f"the data brings no set '{self.name}'; it brings: {have}. Name one, or give ids.")
+        return train.sets[self.name]

@@ -38,6 +38,8 @@ class Manipulated(Search):
     known: float = 1.0
     seed: int = 0
 
+    reads_model = False
+
     def __post_init__(self) -> None:
         if not 0 < self.known <= 1:
             raise ConfigError(f"is a fraction above 0 and up to 1, got {self.known}.", "known")

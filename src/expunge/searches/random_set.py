@@ -27,6 +27,8 @@ class RandomSet(Sized):
     Cost: none.
     """
 
+    reads_model = False
+
     def search(self, model: nn.Module, train: Data, task: Task, session: Session) -> SearchResult:
         units = Units.read(train, task, self.unit)
         m = units.count(self.size)

@@ -8,6 +8,7 @@ import pickle
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -57,6 +58,10 @@ def load_weights(model: nn.Module, path: Path | str) -> None:
     """
     path = Path(path)
     loaded = read_weights(path)
+    for child, module in model.named_children():
+        adopt: Any = getattr(module, "adopt", None)
+        if adopt is not None:  # a guard: what it holds has the shapes of what it learnt
+            adopt({n.removeprefix(f"{child}."): t for n, t in loaded.items() if n.startswith(f"{child}.")})
     state = model.state_dict()
     groups = _shared(state)
     missing = [names[0] for names in groups if not any(name in loaded for name in names)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -92,7 +93,8 @@ class _Run:
         self.original = Original(model, task, self.engine, dict(plan.parts))
         copy = self.engine.copy(model)
         self.flags = {name: p.requires_grad for name, p in copy.named_parameters()}
-        self.model = plan.scope.enter(copy)
+        self.scope = self._scope(copy)
+        self.model = self.scope.enter(copy)
         self.trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         if isinstance(plan.optim, ForwardOnly):
             _check_still(self.model, plan.mode)
@@ -100,6 +102,7 @@ class _Run:
         self.protect = any(m.protects_retain for m in plan.modifiers)
         self.separate = any(m.separate for m in plan.modifiers)
         self.states = self._prepare()
+        self.objective = self._modified()
         self.streams: dict[tuple[Part, int], Iterator[Batch]] = {}
         self.total = sum(self._length(p) for e in range(plan.epochs) for p in plan.passes(e))
 
@@ -128,13 +131,29 @@ class _Run:
         return self._finish(index)
 
     def _prepare(self) -> list[Any]:
-        plan, parts = self.plan, self.plan.parts
-        if not plan.modifiers:
+        if not self.plan.modifiers:
             return []
+        split = self._split("modifiers need")
+        return [m.prepare(self.model, split, self.task, self.session) for m in self.plan.modifiers]
+
+    def _modified(self) -> Objective:
+        """The objective as the modifiers let it be evaluated."""
+        objective = self.plan.objective
+        for modifier, state in zip(self.plan.modifiers, self.states, strict=True):
+            objective = partial(modifier.terms, objective=objective, state=state)
+        return objective
+
+    def _scope(self, model: nn.Module) -> Scope:
+        scope = self.plan.scope
+        if not scope.reads_data:
+            return scope
+        return scope.fitted(model, self._split("a scope that reads data needs"), self.task, self.session)
+
+    def _split(self, who: str) -> Split:
+        parts = self.plan.parts
         if "forget" not in parts or "retain" not in parts:
-            raise Unsupported("modifiers need both a forget and a retain part.")
-        split = Split(parts["forget"], parts["retain"])
-        return [m.prepare(self.model, split, self.task, self.session) for m in plan.modifiers]
+            raise Unsupported(f"{who} both a forget and a retain part. Use it with a method that has them.")
+        return Split(parts["forget"], parts["retain"])
 
     def _length(self, pass_: Pass) -> int:
         size = pass_.batch_size or self.plan.batch_size
@@ -193,7 +212,7 @@ class _Run:
                 step = Step(pass_.over, views, self.model, epoch, index, self.total, self.plan.state)
                 return {
                     name: weights.get("retain" if name == PROBE else name, weights[pass_.over]) * value
-                    for name, value in self._probed(self.plan.objective(step), step).items()
+                    for name, value in self._probed(self.objective(step), step).items()
                 }
 
             if isinstance(optim, ForwardOnly):
@@ -288,7 +307,7 @@ class _Run:
     def _finish(self, index: int) -> nn.Module:
         for parameter in self.trained.values():
             parameter.grad = None
-        model = self.plan.scope.leave(self.model)
+        model = self.scope.leave(self.model)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(self.flags[name])
         for name, value in model.state_dict().items():

@@ -1,8 +1,9 @@
-"""What happens to the gradients before the step, and to the weights after it."""
+"""What happens to the objective and the gradients before the step, and to the weights after it."""
 
 from __future__ import annotations
 
 from abc import ABC
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -12,13 +13,14 @@ from expunge.data.split import Split
 from expunge.registry import Registry
 from expunge.tasks.base import Task
 from expunge.training.session import Session
+from expunge.training.step import Step
 
 Gradients = dict[str, Tensor]
 """A gradient for each trainable parameter, by name."""
 
 
 class Modifier(ABC):
-    """Changes gradients between the backward pass and the optimiser's step.
+    """Changes the objective, or gradients between the backward pass and the optimiser's step.
 
     Modifiers are applied in order, each to what the one before it returned; the terms are added up
     after the last one.
@@ -34,6 +36,17 @@ class Modifier(ABC):
     def prepare(self, model: nn.Module, split: Split, task: Task, session: Session) -> Any:
         """State for one run, computed before the first step from the model about to be trained."""
         return None
+
+    def terms(
+        self, step: Step, objective: Callable[[Step], dict[str, Tensor]], state: Any
+    ) -> dict[str, Tensor]:
+        """The terms of a step; by default those of the objective and nothing else.
+
+        A modifier may watch or change the model while the objective is evaluated, evaluate it on
+        ``step.again(…)``, where what was computed before is computed anew, and add terms. Each modifier
+        has what the one before it made as its objective.
+        """
+        return objective(step)
 
     def gradients(
         self, terms: dict[str, Gradients], state: Any, optimizer: torch.optim.Optimizer

@@ -66,7 +66,7 @@ class Optim(ABC):
         if self.schedule == "linear":
             return 1 - rest
         if self.schedule == "exponential":
-            return self.decay**rest
+            return math.pow(self.decay, rest)
         if self.schedule == "multistep":
             return 0.1 ** sum(done >= milestone for milestone in self.milestones)
         return 1.0

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import nn
 
+from expunge.data.split import Split
 from expunge.errors import Unsupported
 from expunge.registry import Registry
+from expunge.tasks.base import Task
+from expunge.training.session import Session
 
 
 class Scope(ABC):
     """Chooses the parameters that an unlearning run may change."""
+
+    reads_data: ClassVar[bool] = False
+    """Whether the choice depends on the forget and the retain set: ``fitted`` is then called first."""
+
+    def fitted(self, model: nn.Module, split: Split, task: Task, session: Session) -> Scope:
+        """The scope that one run enters, made from its data; the model is left as it was."""
+        return self
 
     @abstractmethod
     def names(self, model: nn.Module) -> list[str]:

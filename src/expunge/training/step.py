@@ -123,14 +123,15 @@ class View:
         return self._task.log_likelihood(self.said, self.batch)
 
     @cached_property
-    def _original_said(self) -> Any:
+    def original_said(self) -> Any:
+        """What loss and log-likelihood of the original are computed from: see ``Task.said``."""
         return self._original.said(self.batch)
 
     @cached_property
     def original(self) -> Tensor:
         """What the original model says."""
         with torch.no_grad(), self._engine.autocast():
-            return self._task.spelled_out(self._original_said, self.batch)
+            return self._task.spelled_out(self.original_said, self.batch)
 
     @cached_property
     def original_loss(self) -> Tensor:
@@ -172,13 +173,17 @@ class View:
             self._instead[name] = self._of(self._task.instead(self.batch, name), name)
         return self._instead[name]
 
+    def again(self) -> View:
+        """The same view with nothing computed yet."""
+        return self._of(self.batch, self._kept)
+
     def _of(self, batch: Batch, kept: str | None) -> View:
         shared = (self._model, self._original, self._task, self._engine, self._generator)
         return View(self.part, batch, *shared, kept=kept)
 
     def _of_original(self, kind: str, measure: Callable[[Any, Batch], Tensor]) -> Tensor:
         def compute() -> Tensor:
-            return measure(self._original_said, self.batch)
+            return measure(self.original_said, self.batch)
 
         if self._kept is None:
             with torch.no_grad():
@@ -222,6 +227,11 @@ class Step:
     def has(self, part: Part) -> bool:
         """Whether this pass brings a batch of the part."""
         return part in self._views
+
+    def again(self, *parts: Part) -> Step:
+        """The same step, in which the views of these parts have computed nothing yet."""
+        views = {part: view.again() if part in parts else view for part, view in self._views.items()}
+        return Step(self.over, views, self.model, self.epoch, self.index, self.total, self.state)
 
     def _view(self, part: Part) -> View:
         if part not in self._views:

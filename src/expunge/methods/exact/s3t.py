@@ -104,6 +104,10 @@ class S3T(ShardedMethod):
                     "probabilities",
                 )
 
+    def check_training(self, train: Data, recipe: Recipe) -> None:
+        super().check_training(train, recipe)
+        self.blocks(recipe.initial(Session()))
+
     @property
     def may_retrain(self) -> bool:
         return self.retrain == "auto"

@@ -119,9 +119,15 @@ class ShardedMethod(Method):
         """Whether a shard that has lost a stage and still has these must be trained again."""
 
     def check_training(self, train: Data, recipe: Recipe) -> None:
+        mixes_probabilities(recipe.task)
         self.check_sizes(self.cells(train, 0), self.training(recipe).batch_size)
 
-    def check_sizes(self, cells: Tensor, batch_size: int) -> None:
+    def check_request(self, split: Split, recipe: Recipe, session: Session) -> None:
+        train = split.train()
+        planned = {"ids": train.ids, "cells": self.cells(train, session.seed)}
+        self.revision(planned, split.retain.ids, self.training(recipe).batch_size, self.may_retrain)
+
+    def check_sizes(self, cells: Tensor, batch_size: int, when: str = "") -> None:
         """Refuses shards that are smaller than a batch.
 
         Raises:
@@ -131,8 +137,8 @@ class ShardedMethod(Method):
         for shard, size in enumerate(sizes.tolist()):
             if size < batch_size:
                 raise Unsupported(
-                    f"{methods.name_of(self)}: shard {shard} of {self.shards} holds {size} examples, fewer "
-                    f"than a batch of {batch_size}. Set fewer shards or a smaller batch size."
+                    f"{methods.name_of(self)}: shard {shard} of {self.shards} holds {size} examples{when}, "
+                    f"fewer than a batch of {batch_size}. Set fewer shards or a smaller batch size."
                 )
 
     def revision(self, state: Mapping[str, Tensor], kept: Tensor, batch_size: int, retrain: bool) -> Revision:
@@ -142,7 +148,7 @@ class ShardedMethod(Method):
             Unsupported: a shard would be smaller than a batch, or is due for retraining without leave.
         """
         there = torch.isin(state["ids"], kept)
-        self.check_sizes(state["cells"][there], batch_size)
+        self.check_sizes(state["cells"][there], batch_size, " after the deletion")
         stages = prefixes(self.orders())
         fallen: dict[int, tuple[Prefix, ...]] = {}
         due = set()
@@ -181,9 +187,8 @@ class ShardedMethod(Method):
     def unlearn(self, model: nn.Module, split: Split, task: Task, session: Session) -> nn.Module:
         self.check(split, task)
         recipe, train = self._recipe(task, session), split.train()
-        if session.prepared is None:  # what cannot be done is refused before anything is trained
-            batch, planned = self.training(recipe).batch_size, self._planned(train, session.seed)
-            self.revision(planned, split.retain.ids, batch, self.may_retrain)
+        if session.prepared is None:
+            self.check_request(split, recipe, session)
         deployment = self.deploy(recipe, train, session)
         deployment.delete(split.forget.ids)
         return deployment.model

@@ -122,8 +122,9 @@ class Blindspot(GradientMethod):
         forget = torch.isin(view.batch["ids"], proxy.ids)
         with features.watched(step.model, proxy.layers, gradient=True) as own:
             outputs = view.outputs
-        with features.watched(proxy.model.model, proxy.layers) as others:
-            imitated = _error(outputs, proxy.model.outputs(view.batch))
+        with torch.no_grad(), features.watched(proxy.model.model, proxy.layers) as others:
+            wanted = view.through(proxy.model.model)
+        imitated = _error(outputs, wanted)
         if self.attention_weight > 0:
             for name in proxy.layers:
                 gap = (attention(own[name]) - attention(others[name])).square().mean(1)

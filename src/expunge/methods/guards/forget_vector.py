@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -93,12 +93,13 @@ class ForgetVector(Guard):
     def blank(self, model: nn.Module, split: Split) -> nn.Module:
         return guarded(model, torch.zeros_like(_example(split.forget)), self.bounds)
 
-    def unlearn(self, model: nn.Module, split: Split, task: Task, session: Session) -> nn.Module:
-        self.check(split, task)
+    def learn(self, model: nn.Module, split: Split, task: Task, session: Session) -> dict[str, Tensor]:
         start = torch.zeros_like(_example(split.forget), device=session.engine.torch_device).unsqueeze(0)
         shifted = Shifted(session.engine.copy(model), start, torch.ones(1).to(start), self.bounds)
-        learned = self._optimised(shifted, "vectors", split, task, session)
-        return guarded(session.engine.copy(model), learned.shift(), self.bounds).eval()
+        return {VECTOR: self._optimised(shifted, "vectors", split, task, session).shift()}
+
+    def attach(self, model: nn.Module, learned: Mapping[str, Tensor]) -> nn.Module:
+        return guarded(model, learned[VECTOR], self.bounds)
 
     def combine(
         self, model: nn.Module, vectors: Sequence[Tensor], split: Split, task: Task, session: Session

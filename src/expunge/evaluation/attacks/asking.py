@@ -1,0 +1,90 @@
+"""Asking a language model the same things in other words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+
+from expunge.data.text import Record, TextData
+from expunge.errors import DataError
+from expunge.evaluation import text
+from expunge.evaluation.evidence import Evidence, Subject
+from expunge.evaluation.generation import Decoding
+from expunge.evaluation.metrics.leakage import key_words
+from expunge.evaluation.statistics import Floats
+
+Match = Literal["contains", "key_words", "probability"]
+"""When an attack on one question has succeeded: the words of the true answer are in what the model writes,
+one after another; all key words of it are (see ``leakage``); or, not all or nothing, the answer's
+length-normalised probability."""
+
+MATCHES = {"contains": "answers that tell the truth", "key_words": "answers that tell the truth"}
+
+
+def y_label(match: Match) -> str:
+    """What the success is, for a chart."""
+    return MATCHES.get(match, "answer probability")
+
+
+def variant(*words: str, match: Match) -> str:
+    """The words that name a definition, how success is told among them."""
+    return "-".join([*(word for word in words if word), match.replace("_", "-")])
+
+
+def asked(
+    evidence: Evidence, data: TextData, records: Sequence[Record], match: Match, max_tokens: int
+) -> Floats:
+    """The success on each record when it is asked as it stands, ``(N,)``.
+
+    Args:
+        data: whose tokenizer and template are used; its ``max_length`` does not count here.
+
+    Raises:
+        DataError: a prompt is longer than the model's context.
+    """
+    plain = [replace(record, answers={}, questions={}, subject=None) for record in records]
+    posed = TextData(plain, data.tokenizer, replace(data.template, max_length=None))
+    mine = evidence.subject
+    _check_context(mine, int(posed.column("lengths").max()))
+    subject = Subject(mine.name, mine.model, {"asked": posed}, evidence.task, evidence.session)
+    if match == "probability":
+        return np.asarray(subject.read("asked").confidence.double().numpy(), np.float64)
+    written = subject.answers("asked", Decoding(max_tokens=max_tokens))
+    return told(written, records, match)[:, 0]
+
+
+def told(written: Sequence[Sequence[str]], records: Sequence[Record], match: Match) -> Floats:
+    """Whether each of the texts that answer a record tells the truth, 0 or 1, ``(N, samples)``."""
+    if match == "key_words":
+        wanted = [key_words(record, number) for number, record in enumerate(records)]
+        found = [
+            [keys <= set(text.words(answer)) for answer in samples]
+            for keys, samples in zip(wanted, written, strict=True)
+        ]
+        return np.array(found, np.float64)
+    said = [answer for samples in written for answer in samples]
+    truth = [records[i].answer for i, samples in enumerate(written) for _ in samples]
+    return text.contains(said, truth).reshape(len(written), -1).astype(np.float64)
+
+
+def ever(rows: Sequence[Floats]) -> Floats:
+    """The best success so far of each example after each try, ``(B, N)``."""
+    return np.asarray(np.maximum.accumulate(np.stack(rows), 0), np.float64)
+
+
+def around(record: Record, before: str, after: str) -> Record:
+    """The record with texts before and after its question, where they are not empty."""
+    question = " ".join(text for text in (before, record.question or "", after) if text)
+    return replace(record, question=question)
+
+
+def _check_context(subject: Subject, longest: int) -> None:
+    context = getattr(getattr(subject.model, "config", None), "max_position_embeddings", None)
+    if isinstance(context, int) and longest > context:
+        raise DataError(
+            f"the attack's questions with their answers have up to {longest} tokens, and the model's context "
+            f"is {context}. Use shorter texts, or fewer of them."
+        )
