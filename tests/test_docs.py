@@ -177,7 +177,11 @@ def test_the_readme_says_on_which_kinds_of_model_a_method_runs(name, setting):
     if name.startswith("gs_lora"):
         pytest.importorskip("peft")
     (row,) = (line for line in TEXTS["README.md"].splitlines() if line.startswith(f"| `{name}` |"))
-    cell = row.strip("|").split("|")[COLUMNS[setting.name]].strip()
+    cells = row.strip("|").split("|")
+    if len(cells) == 3:  # for models of transformers alone
+        assert not runs(methods.get(name)(), setting, setting.split)
+        return
+    cell = cells[COLUMNS[setting.name]].strip()
     classes, field = CELL.fullmatch(cell).groups()
     known = {item.name for item in dataclasses.fields(methods.get(name))}
     short = {"kind": name, **{key: value for key, value in SHORT.items() if key in known}}

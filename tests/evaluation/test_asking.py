@@ -6,6 +6,7 @@ import importlib.util
 from dataclasses import replace
 from itertools import combinations
 
+import numpy as np
 import pytest
 from tests.evaluation.speakers import FACTS, REVERSED, Speaker, text_evidence, tokenizer
 
@@ -18,6 +19,7 @@ from expunge.evaluation.attacks.in_context import InContext
 from expunge.evaluation.attacks.leak_at_k import LeakAtK, leak_chance
 from expunge.evaluation.attacks.prefix_jailbreak import PREFIXES, SUFFIXES, PrefixJailbreak
 from expunge.evaluation.attacks.reworded import Reworded
+from expunge.evaluation.metrics.leakage import upper
 
 WORDS = tokenizer("Magic word.", "Please now.")
 REFUSAL = "I know not."
@@ -127,8 +129,9 @@ def test_facts_that_give_the_answer_away_are_not_given_unless_asked_for() -> Non
     mine = Speaker(reader, words)
     made = {"tokenizer": words, "records": [FACTS[0], FACTS[1], telltale, *FACTS[4:]], "forget": [0]}
     assert InContext(facts=(3,))(text_evidence(mine, **made)).value == 0.0
-    told = InContext(context="answer", facts=(1, 3))(text_evidence(mine, **made))
-    assert told.details["curve"] == [[0, 0], [1, 1], [3, 1]]
+    for match in ("contains", "key_words"):  # the key words are in the prompt, and still the answer's
+        told = InContext(context="answer", facts=(1, 3), match=match)(text_evidence(mine, **made))
+        assert told.details["curve"] == [[0, 0], [1, 1], [3, 1]]
 
 
 def test_questions_of_subjects_without_other_facts_are_left_out() -> None:
@@ -165,6 +168,16 @@ def test_leak_at_k_by_hand() -> None:
     p = 1 - (1 - score.details["upper"]) ** 0.5
     assert binom.cdf(5, 16, p) == pytest.approx(0.05, rel=1e-6)
     assert score.details["upper"] > score.value
+
+
+def test_the_bound_holds_for_questions_of_different_chances() -> None:
+    draws, k, samples = np.random.default_rng(0), 4, 8
+    for chances in (np.full(10, 0.05), np.r_[np.full(9, 0.01), 0.9], np.linspace(0, 0.5, 10)):
+        truth = (1 - (1 - chances) ** k).mean()
+        leaks = draws.binomial(samples, chances, (1000, 10)).sum(1)
+        bounds = {c: 1 - (1 - upper(int(c), 10 * samples)) ** k for c in np.unique(leaks)}
+        missed = np.mean([bounds[c] < truth for c in leaks])
+        assert missed <= 0.065  # 0.05 and three standard errors of 1,000 draws
 
 
 def test_the_same_seed_draws_the_same_answers() -> None:

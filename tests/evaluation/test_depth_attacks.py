@@ -11,10 +11,11 @@ import torch
 from tests.evaluation.speakers import Stack, evidence, mapping, pairs, text_evidence
 from torch import nn
 
-from expunge.data.text import Record, Template
+from expunge.data.text import Record, Template, TextData
 from expunge.data.tokenizers import train_tokenizer
 from expunge.evaluation.attacks.activation_patching import ActivationPatching
 from expunge.evaluation.attacks.budget import crossed
+from expunge.evaluation.attacks.hidden import parting
 from expunge.evaluation.attacks.layer_probe import LayerProbe
 from expunge.evaluation.attacks.logit_lens import LogitLens
 
@@ -130,7 +131,9 @@ VALUES = ["red", "green", "blue", "grey"]
 def people() -> list[Record]:
     found = []
     for i, name in enumerate(NAMES):
-        wrong = {f"perturbed_{k}": VALUES[(i + k) % 4] for k in (1, 2, 3)}
+        wrong = {f"perturbed_{k}": VALUES[(i + k) % 4] for k in (1, 2, 3)} | {
+            "alternate": VALUES[(i + 1) % 4]
+        }
         found.append(Record(question=name, answer=VALUES[i % 4], subject=name, answers=wrong))
     return found
 
@@ -160,8 +163,29 @@ def test_the_probe_finds_the_attribute_where_it_is() -> None:
     assert score.value == 1.0
     assert score.details["chance"] == 0.25
     assert score.n == 8
-    mixed = LayerProbe()(found.of(found.retrained[0]))
-    assert mixed.value == pytest.approx(0.25, abs=0.01)
+    retrained = LayerProbe()(found.of(found.retrained[0]))
+    assert retrained.value == pytest.approx(0.25, abs=0.01)
+    two = LayerProbe(against="alternate")(found)
+    assert (two.value, two.details["chance"], two.variant) == (1.0, 0.5, "alternate-crossed")
+    assert LayerProbe(against="alternate")(found.of(found.retrained[0])).value == pytest.approx(0.5, abs=0.01)
     plain = [Record(question=r.question, answer=r.answer, subject=r.subject) for r in people()]
     none = text_evidence(silenced, tokenizer=words, records=plain, forget=range(8))
     assert "no wrong answers" in LayerProbe()(none).reason
+    assert "no 'alternate' answers" in LayerProbe(against="alternate")(none).reason
+
+
+def test_a_span_is_where_right_and_wrong_answers_differ() -> None:
+    pytest.importorskip("transformers")
+    records = [
+        Record(
+            question="Who?",
+            answer="It is Nora Vell indeed.",
+            answers={"alternate": "It is Nora Rusk indeed."},
+        )
+    ]
+    words = train_tokenizer([f"Question: Who?\nAnswer: {text}" for text in ("It is Nora Vell Rusk indeed.",)])
+    data = TextData(records, words)
+    right, wrong, starts, ends = parting(data, "forget", "alternate")
+    tokens = data.column("input_ids")[0].tolist()
+    assert (right, wrong) == ("", ["alternate"])
+    assert words.decode(tokens[starts[0] : ends[0]]).strip() == "Vell"

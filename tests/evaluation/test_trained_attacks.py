@@ -183,7 +183,7 @@ QUICK: tuple[Attack, ...] = (
     LayerProbe(),
     SoftPrompt(length=2, steps=(1, 2)),
     ActivationPatching(),
-    ActivationPatching(span="key"),
+    ActivationPatching(span="perturbed"),
     UniversalSuffix(length=2, steps=(1,), candidates=2),
 )
 

@@ -181,7 +181,7 @@ class Subject:
 
     def _outputs(self, data: Data, keep: bool, answer: str = "") -> list[Reading]:
         engine, task, rows = self.session.engine, self.task, list[Reading]()
-        order, total = fixed_order(len(data), task.batch_size(data)), 0
+        order, total = fixed_order(len(data), task.batch_size(data)), KEPT + 1 if answer else 0
         with engine.frozen(self._placed) as model:
             for batch in data.batches(order, device=engine.torch_device):
                 batch = task.prepare(task.instead(batch, answer) if answer else batch, None)

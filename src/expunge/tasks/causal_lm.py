@@ -141,7 +141,7 @@ class CausalLM(Task):
     def score(self, outputs: Tensor | TokenStates, batch: Batch) -> Tensor:
         """The fraction of the labelled tokens that are the likeliest ones."""
         if isinstance(outputs, TokenStates):
-            right = outputs.spread(outputs.details()["right"])
+            right = outputs.spread(outputs.details["right"])
         else:
             right = (outputs[:, :-1].argmax(-1) == batch["labels"][:, 1:]).float()
         return _mean(right, batch)
@@ -159,7 +159,7 @@ class CausalLM(Task):
         mask = labelled(batch)
         if isinstance(said, Tensor):
             said = from_logits(said, batch, mask)
-        found = {name: said.spread(values) for name, values in said.details().items()}
+        found = {name: said.spread(values) for name, values in said.details.items()}
         return {name: values.masked_fill(~mask, torch.nan) for name, values in found.items()}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -42,6 +43,8 @@ class TokenStates:
     def log_probs(self) -> Tensor:
         """``log p(y_t | y_<t)`` of every label, ``(M,)``; a chunk of logits at a time, computed anew for
         the gradient."""
+        if "details" in self.__dict__ and not torch.is_grad_enabled():
+            return self.details["log_probs"]
         size = max(1, CHUNK // self.vocabulary)
         if len(self.hidden) <= size or not torch.is_grad_enabled():
             chunks = zip(self.hidden.split(size), self.labels.split(size), strict=True)
@@ -52,14 +55,15 @@ class TokenStates:
         ]
         return torch.cat(found)
 
-    @torch.no_grad()
+    @cached_property
     def details(self) -> dict[str, Tensor]:
         """``log_probs``, their ``mean`` and ``deviation`` over the vocabulary under the model's own
         distribution, and whether the label is the likeliest token (``right``); ``(M,)`` each."""
         found: dict[str, list[Tensor]] = {"log_probs": [], "mean": [], "deviation": [], "right": []}
         size = max(1, CHUNK // self.vocabulary)
-        for hidden, labels in zip(self.hidden.split(size), self.labels.split(size), strict=True):
-            logs = self.head(hidden).float().log_softmax(-1)
+        for hidden, labels in zip(self.hidden.detach().split(size), self.labels.split(size), strict=True):
+            with torch.no_grad():
+                logs = self.head(hidden).float().log_softmax(-1)
             mean = (logs.exp() * logs).sum(-1)
             spread = (logs.exp() * (logs - mean[:, None]).square()).sum(-1).sqrt()
             found["log_probs"].append(logs.gather(-1, labels[:, None])[:, 0])

@@ -36,11 +36,14 @@ class ActivationPatching(Attack):
     the value without the clip: below 0 the states harm the answer more than retrained ones do, which the
     clip hides.
 
+    Interval: over questions, or over data subjects.
+
     Ideal: the value of retrained models, each against another one: about 0, above it by their noise.
 
     Args:
-        span: ``answer``: all its labelled tokens; ``key``: those of the right answer that stand between the
-            common beginning and the common end of right and wrong answers.
+        span: ``answer``: all its labelled tokens; or those that stand between the common beginning and the
+            common end of right and wrong answers: ``perturbed``, of the paraphrased answer and the wrong ones
+            in its wording, or ``alternate``, of the answer itself and that other one.
         threshold: in nats.
 
     Differs: UDS is reported, which is low where much is left. Where there are several retrained models, the
@@ -50,7 +53,7 @@ class ActivationPatching(Attack):
         Associations in GPT, NeurIPS 2022, arXiv:2202.05262.
     """
 
-    span: Literal["answer", "key"] = "answer"
+    span: Literal["answer", "perturbed", "alternate"] = "answer"
     threshold: float = 0.05
     x_label = "layer"
 
@@ -120,7 +123,7 @@ class ActivationPatching(Attack):
         if self.span == "answer":
             return "", None
         data: TextData = language.text(evidence, "forget")
-        right, _, starts, ends = hidden.parting(data, "forget")
+        right, _, starts, ends = hidden.parting(data, "forget", self.span)
         return right, np.stack([starts, ends], 1)
 
 

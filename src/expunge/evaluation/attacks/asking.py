@@ -10,10 +10,9 @@ import numpy as np
 
 from expunge.data.text import Record, TextData
 from expunge.errors import DataError
-from expunge.evaluation import text
 from expunge.evaluation.evidence import Evidence, Subject
 from expunge.evaluation.generation import Decoding
-from expunge.evaluation.metrics.leakage import key_words
+from expunge.evaluation.metrics.leakage import told
 from expunge.evaluation.statistics import Floats
 
 Match = Literal["contains", "key_words", "probability"]
@@ -35,17 +34,23 @@ def variant(*words: str, match: Match) -> str:
 
 
 def asked(
-    evidence: Evidence, data: TextData, records: Sequence[Record], match: Match, max_tokens: int
+    evidence: Evidence,
+    data: TextData,
+    questions: Sequence[Record],
+    truth: Sequence[Record],
+    match: Match,
+    max_tokens: int,
 ) -> Floats:
-    """The success on each record when it is asked as it stands, ``(N,)``.
+    """The success on each question as it stands, ``(N,)``.
 
     Args:
         data: whose tokenizer and template are used; its ``max_length`` does not count here.
+        truth: the records that say what a true answer is; a question may hold words of it.
 
     Raises:
         DataError: a prompt is longer than the model's context.
     """
-    plain = [replace(record, answers={}, questions={}, subject=None) for record in records]
+    plain = [replace(record, answers={}, questions={}, subject=None) for record in questions]
     posed = TextData(plain, data.tokenizer, replace(data.template, max_length=None))
     mine = evidence.subject
     _check_context(mine, int(posed.column("lengths").max()))
@@ -53,21 +58,7 @@ def asked(
     if match == "probability":
         return np.asarray(subject.read("asked").confidence.double().numpy(), np.float64)
     written = subject.answers("asked", Decoding(max_tokens=max_tokens))
-    return told(written, records, match)[:, 0]
-
-
-def told(written: Sequence[Sequence[str]], records: Sequence[Record], match: Match) -> Floats:
-    """Whether each of the texts that answer a record tells the truth, 0 or 1, ``(N, samples)``."""
-    if match == "key_words":
-        wanted = [key_words(record, number) for number, record in enumerate(records)]
-        found = [
-            [keys <= set(text.words(answer)) for answer in samples]
-            for keys, samples in zip(wanted, written, strict=True)
-        ]
-        return np.array(found, np.float64)
-    said = [answer for samples in written for answer in samples]
-    truth = [records[i].answer for i, samples in enumerate(written) for _ in samples]
-    return text.contains(said, truth).reshape(len(written), -1).astype(np.float64)
+    return told(written, truth, match)[:, 0].astype(np.float64)
 
 
 def ever(rows: Sequence[Floats]) -> Floats:

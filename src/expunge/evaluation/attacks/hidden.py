@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from expunge.evaluation.evidence import Evidence
 from expunge.tasks.base import Task
 from expunge.training.blocks import blocks
 from expunge.training.engine import Engine
+
+Wrong = Literal["perturbed", "alternate"]
+"""Which wrong answers a right one is told from."""
 
 
 @contextmanager
@@ -84,8 +87,14 @@ def states(model: nn.Module, batch: Batch, task: Task, engine: Engine) -> tuple[
     return said, found
 
 
-def parting(data: TextData, part: str) -> tuple[str, list[str], NDArray[np.int64], NDArray[np.int64]]:
+def parting(
+    data: TextData, part: str, against: Wrong
+) -> tuple[str, list[str], NDArray[np.int64], NDArray[np.int64]]:
     """Where right and wrong answers differ, in tokens.
+
+    Args:
+        against: ``perturbed``: the paraphrase where there is one (else the answer) and the wrong answers
+            whose names begin with ``perturbed_``; ``alternate``: the answer itself and that other one.
 
     Returns:
         the names of the right answer and of the wrong ones; the first column of each example in which some
@@ -93,9 +102,17 @@ def parting(data: TextData, part: str) -> tuple[str, list[str], NDArray[np.int64
         beginning and end are left out.
 
     Raises:
-        Unsupported: the data has no wrong answers, or they are those of an answer with another question.
+        Unsupported: the data has no such answers, or they do not differ after a common beginning.
     """
-    right, wrong = language.right_answer(data), language.wrong_answers(data, part)
+    if against == "perturbed":
+        right, wrong = language.right_answer(data), language.wrong_answers(data, part)
+    elif against in data.names:
+        right, wrong = "", [against]
+    else:
+        raise Unsupported(
+            f"the {part} data has no '{against}' answers; it has: {', '.join(data.names) or 'none'}. Give "
+            f"every record one in answers={{'{against}': …}}, or choose others to tell the right one from."
+        )
     rows = {name: _rows(data, name) for name in (right, *wrong)}
     starts, ends = np.zeros(len(data), np.int64), np.zeros(len(data), np.int64)
     for i in range(len(data)):

@@ -10,7 +10,7 @@ import numpy as np
 
 from expunge import seeding
 from expunge.data.text import Record, TextData
-from expunge.errors import ConfigError, Unsupported
+from expunge.errors import ConfigError, DataError, Unsupported
 from expunge.evaluation import language, text
 from expunge.evaluation.attacks import asking
 from expunge.evaluation.attacks.asking import Match
@@ -35,6 +35,8 @@ class InContext(Attack):
 
     ``details["curve"]`` is over the number of facts, from none. Questions whose subject has no other fact
     are left out; where it has fewer than asked for, all of them are given.
+
+    Interval: over questions, or over data subjects.
 
     Ideal: the retrained models' value, for ``answer`` far above 0.
 
@@ -78,7 +80,8 @@ class InContext(Attack):
         rows = np.flatnonzero(there).tolist()
         for place, count in enumerate(budgets if rows else ()):
             asked = [_behind(given[row][:count], records[row]) for row in rows]
-            success[place, rows] = asking.asked(evidence, data, asked, self.match, self.max_tokens)
+            truth = [records[row] for row in rows]
+            success[place, rows] = asking.asked(evidence, data, asked, truth, self.match, self.max_tokens)
         return Tried(tuple(map(float, budgets)), success)
 
     def details(self, evidence: Evidence, found: Tried) -> dict[str, Any]:
@@ -94,13 +97,19 @@ class InContext(Attack):
 
 
 def _holds(fact: Record, asked: Record) -> bool:
-    """Whether a fact gives the asked answer away: it is that answer, has its words, or its key words."""
+    """Whether a fact gives the asked answer away: it is that answer, has its words, or its key words.
+
+    Where the answer has no key words, its words alone count.
+    """
     said = f"{fact.question or ''} {fact.answer}"
     if fact is asked or bool(text.contains([said], [asked.answer])[0]):
         return True
     if not any(name.startswith("perturbed_") for name in asked.answers):
         return False
-    return key_words(asked) <= set(text.words(said))
+    try:
+        return key_words(asked) <= set(text.words(said))
+    except DataError:
+        return False
 
 
 def _behind(facts: Sequence[Record], record: Record) -> Record:

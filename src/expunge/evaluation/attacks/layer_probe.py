@@ -48,9 +48,13 @@ class LayerProbe(Attack):
     is how often that is the right one, at the best layer, chosen for each half of every subject's facts by
     the other half; ``details["curve"]`` has every layer, ``details["chance"]`` what guessing gives.
 
+    Interval: over questions, or over data subjects.
+
     Ideal: the retrained models' value, about ``chance``.
 
     Args:
+        against: ``perturbed``: the paraphrased answer (the answer itself where there is none) is told from
+            the wrong ones; ``alternate``: the answer itself, as it was trained on, from that other one.
         penalty: ``λ``.
         limit: at most so many retained examples, a seeded choice.
 
@@ -60,6 +64,7 @@ class LayerProbe(Attack):
         Methods to Evaluate Robust Unlearning in LLMs, 2024, arXiv:2402.16835.
     """
 
+    against: hidden.Wrong = "perturbed"
     penalty: float = 1.0
     limit: int = 1000
     x_label = "layer"
@@ -72,7 +77,7 @@ class LayerProbe(Attack):
             raise ConfigError(f"must be at least 2, got {self.limit}.", "limit")
 
     def labels(self, evidence: Evidence) -> tuple[str, str, str]:
-        return "layer probe", "forget", "crossed"
+        return "layer probe", "forget", f"{self.against}-crossed"
 
     def tried(self, evidence: Evidence) -> Tried:
         known, asked = (self._asked(evidence, *self._rows(evidence, part)) for part in ("retain", "forget"))
@@ -93,7 +98,7 @@ class LayerProbe(Attack):
         return crossed(found.success, halves(evidence))
 
     def details(self, evidence: Evidence, found: Tried) -> dict[str, Any]:
-        tokens = _tokens(*self._rows(evidence, "forget"))
+        tokens = _tokens(language.text(evidence, "forget"), "forget", self.against)
         return {"chance": float(np.mean([1 / len(among) for among in tokens]))}
 
     def _rows(self, evidence: Evidence, part: str) -> tuple[TextData, str]:
@@ -110,7 +115,7 @@ class LayerProbe(Attack):
         return data.subset(data.ids[features.sampled(len(data), self.limit)]), part
 
     def _asked(self, evidence: Evidence, data: TextData, part: str) -> Asked:
-        right, _, starts, _ = hidden.parting(data, part)
+        right, _, starts, _ = hidden.parting(data, part, self.against)
         task, engine = evidence.task, evidence.session.engine
         rows: list[list[Tensor]] = []
         place = 0
@@ -122,16 +127,16 @@ class LayerProbe(Attack):
                 rows.append([states[torch.arange(count), columns].double().cpu() for states in found])
                 place += count
         states = np.stack([torch.cat(layer).numpy() for layer in zip(*rows, strict=True)])
-        return Asked(states, _tokens(data, part))
+        return Asked(states, _tokens(data, part, self.against))
 
 
-def _tokens(data: TextData, part: str) -> list[list[int]]:
+def _tokens(data: TextData, part: str, against: hidden.Wrong) -> list[list[int]]:
     """The tokens with which the answers go on where they part: the right one, then the others, each once.
 
     Raises:
         DataError: no other token than the right one.
     """
-    right, wrong, starts, _ = hidden.parting(data, part)
+    right, wrong, starts, _ = hidden.parting(data, part, against)
     columns = {name: data.column(f"{name}.input_ids" if name else "input_ids") for name in (right, *wrong)}
     found = []
     for i, start in enumerate(starts.tolist()):

@@ -15,7 +15,7 @@ from expunge.evaluation.attacks.budget import Attack, Tried, check_budgets
 from expunge.evaluation.evidence import Evidence
 from expunge.evaluation.generation import Decoding
 from expunge.evaluation.metric import metrics
-from expunge.evaluation.metrics.leakage import upper
+from expunge.evaluation.metrics.leakage import told, upper
 
 
 @metrics.register("leak_at_k")
@@ -30,6 +30,8 @@ class LeakAtK(Attack):
     mean chance that an answer leaks, from all ``Σ c_i`` of ``N n``; it holds for questions of different
     chances (Hoeffding; Jensen), and is wide where few of them leak often. ``details["upper_curve"]`` has it
     for each ``k``. ``leakage`` has leaks and bounds for each data subject.
+
+    Interval: over questions, or over data subjects.
 
     Ideal: the retrained models' value: who never saw the answers guesses some of them.
 
@@ -72,14 +74,14 @@ class LeakAtK(Attack):
     def tried(self, evidence: Evidence) -> Tried:
         records = language.questions(evidence, "forget")
         written = evidence.subject.answers("forget", self._decoding)
-        leaked = asking.told(written, records, self.match).sum(1).astype(int)
+        leaked = told(written, records, self.match).sum(1)
         return Tried(
             tuple(map(float, self.tries)),
             np.array([[leak_chance(int(c), self.samples, k) for c in leaked] for k in self.tries]),
         )
 
     def details(self, evidence: Evidence, found: Tried) -> dict[str, Any]:
-        leaked = asking.told(
+        leaked = told(
             evidence.subject.answers("forget", self._decoding),
             language.questions(evidence, "forget"),
             self.match,

@@ -26,6 +26,8 @@ class LogitLens(Attack):
     that of the best layer, chosen for each half of every subject's facts by the other half, so that trying
     every layer is not rewarded by itself.
 
+    Interval: over questions, or over data subjects.
+
     Ideal: the retrained models' value. Above it, a layer knows what the output no longer says.
 
     Differs: published readings also take the attention's and the feed-forward layer's parts, and report the

@@ -38,6 +38,8 @@ class PrefixJailbreak(Attack):
     so the value grows with their number for every model: only the excess over the retrained models, who
     get the same tries, is knowledge.
 
+    Interval: over questions, or over data subjects.
+
     Ideal: the retrained models' value.
 
     Args:
@@ -72,12 +74,10 @@ class PrefixJailbreak(Attack):
 
     def tried(self, evidence: Evidence) -> Tried:
         records, data = language.questions(evidence, "forget"), language.text(evidence, "forget")
-        rows = [
-            asking.asked(
-                evidence, data, [asking.around(r, *texts) for r in records], self.match, self.max_tokens
-            )
-            for texts in self._around()
-        ]
+        rows = []
+        for before, after in self._around():
+            questions = [asking.around(record, before, after) for record in records]
+            rows.append(asking.asked(evidence, data, questions, records, self.match, self.max_tokens))
         return Tried(tuple(map(float, range(len(rows)))), asking.ever(rows))
 
     def details(self, evidence: Evidence, found: Tried) -> dict[str, Any]:

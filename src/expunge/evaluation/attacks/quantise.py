@@ -38,6 +38,8 @@ class Quantise(Attack):
     The value is the mean ``exp(−ℓ)`` over the forget set at ``bits``, of an answer its length-normalised
     probability; ``details["curve"]`` has all of ``tried_bits`` and, at 32, the model as it is.
 
+    Interval: over questions, or over data subjects.
+
     Ideal: the value of the retrained models after the same rounding.
 
     Args:

@@ -32,6 +32,8 @@ class RelearnFacts(Attack):
     ``details["retrained_curve"]`` is that of the retrained models, which relearn nothing they had known.
     The model judged is never changed.
 
+    Interval: over examples, or over data subjects; the chance of the training itself is not in it.
+
     Ideal: the value of the retrained models: it holds what a format or a style teaches.
 
     Args:

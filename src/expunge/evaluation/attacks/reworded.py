@@ -28,6 +28,8 @@ class Reworded(Attack):
     (``reversed``, ``multi_hop``). The value is the fraction of answers that tell the truth, or their mean
     length-normalised probability, as ``match`` has it.
 
+    Interval: over questions, or over data subjects.
+
     Ideal: the retrained models' value. Well above it, the method has hidden the wording and not the fact.
 
     Args:
@@ -56,10 +58,11 @@ class Reworded(Attack):
 
     def tried(self, evidence: Evidence) -> Tried:
         data = self._data(evidence)
-        records = language.records(data)
+        truth = questions = language.records(data)
         if self.ask not in evidence.parts:
-            records = [replace(record, question=record.questions[self.ask]) for record in records]
-        return Tried((1.0,), asking.asked(evidence, data, records, self.match, self.max_tokens)[None])
+            questions = [replace(record, question=record.questions[self.ask]) for record in truth]
+        found = asking.asked(evidence, data, questions, truth, self.match, self.max_tokens)
+        return Tried((1.0,), found[None])
 
     def details(self, evidence: Evidence, found: Tried) -> dict[str, Any]:
         return {"asked": found.success.shape[1]}

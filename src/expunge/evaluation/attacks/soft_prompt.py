@@ -25,6 +25,8 @@ class SoftPrompt(TrainedPrompt):
     not touched. ``details["curve"]`` is over steps and begins without vectors; the value is that of
     the last step, not of the best one.
 
+    Interval: over examples, or over data subjects; the chance of the training itself is not in it.
+
     Ideal: the retrained models' value: a prompt that was fitted to facts of a subject teaches something
         about how its answers look.
 

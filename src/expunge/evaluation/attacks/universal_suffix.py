@@ -29,6 +29,8 @@ class UniversalSuffix(TrainedPrompt):
     The success is the mean ``p^(1/|a|)`` of the other half, then the halves change places.
     ``details["curve"]`` is over steps and begins without a suffix.
 
+    Interval: over examples, or over data subjects; the chance of the training itself is not in it.
+
     Ideal: the retrained models' value.
 
     Args:
