@@ -111,7 +111,7 @@ def located(value: dict[str, Any], runs: Path) -> dict[str, Any]:
 
 
 def abalone(path: Path, runs: Path) -> Path:
-    """Sex as three columns, measures and rings standardised, as an archive; every fifth row is for testing."""
+    """An archive: sex as three columns, measures and rings standardised, a fifth of the rows for testing."""
     lines = [line.split(",") for line in path.read_text(encoding="utf-8").split()]
     sex = np.array([[line[0] == letter for letter in "MFI"] for line in lines], dtype=np.float32)
     numbers = np.array([line[1:] for line in lines], dtype=np.float64)

@@ -129,7 +129,8 @@ def test_the_original_is_in_evaluation_mode_and_stays_what_it_was(setting):
     batch = setting.task.prepare(batch, None)
     loss = setting.task.loss(original.said(batch), batch)
     watch.remove()
-    assert said and not any(said)
+    assert said
+    assert not any(said)
     assert not loss.requires_grad
     assert all(module.training for module in model.modules())
     assert all(parameter.requires_grad for parameter in model.parameters())

@@ -82,7 +82,8 @@ def command(
     if model.is_dir():
         if experiment is not None:
             raise ConfigError(
-                f"'{model}' is a folder, a language model, which needs no experiment. Leave '{experiment}' out."
+                f"'{model}' is a folder, a language model, which needs no experiment. Leave "
+                f"'{experiment}' out."
             )
         engine = {key: value for key, value in (("dtype", dtype), ("device", device)) if value}
         _language(model, forget, retain, _built(method, scope, given), output, seed, engine)
@@ -163,8 +164,8 @@ def _language(
     print("  " + data.shown(int(data.ids[0])).replace("\n", "\n  "))
     for pair in asked.near[:3]:
         print(
-            f"Nearly the same ({pair.similarity:.0%}): record {pair.forget} to forget and record {pair.retain} "
-            "to keep."
+            f"Nearly the same ({pair.similarity:.0%}): record {pair.forget} to forget and record "
+            f"{pair.retain} to keep."
         )
     if asked.refusals and "idk" in str(method):
         print(f"{asked.refusals:,} records have no 'idk' answer and were given refusals of ours.")

@@ -221,7 +221,7 @@ class Jsonl(TextSource):
 
 
 class Duplicate(NamedTuple):
-    """Two records that say the same, by their positions, how alike they are, in [0, 1], and whether exactly."""
+    """Two records that say the same, by position; how alike they are, in [0, 1]; whether exactly."""
 
     forget: int
     retain: int

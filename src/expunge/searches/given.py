@@ -78,5 +78,7 @@ class Given(Search):
     def _named(self, train: Data) -> Tensor:
         if self.name not in train.sets:
             have = ", ".join(train.sets) or "none"
-            raise DataError(f"the data brings no set '{self.name}'; it brings: {have}. Name one, or give ids.")
+            raise DataError(
+                f"the data brings no set '{self.name}'; it brings: {have}. Name one, or give ids."
+            )
         return train.sets[self.name]
