@@ -239,7 +239,7 @@ def summary(report: Report, regression: bool) -> dict[str, Any]:
                 key: {k: round(getattr(a, k), 6) for k in ("retrained", "noise", "original", "headroom")}
                 for key, a in table.anchors.items()
             },
-            "gap": {k: v if v is None else round(v, 6) for k, v in gaps(table, regression).items()},
+            "gap": {name: plain(value) for name, value in gaps(table, regression).items()},
             "rows": {row.name: outline(row, table) for row in table.rows},
         }
     return sets
@@ -300,7 +300,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for name, chosen in (("examples", settings), ("groups", for_groups))
         },
         "sets": {key: value for report in reports for key, value in summary(report, regression).items()},
-        "provenance": {**reports[1].provenance, "config": base},
+        "provenance": {**reports[1].provenance, "config": study.experiment},
         "threads": torch.get_num_threads(),
     }
     options.output.write_text(json.dumps(found, indent=1) + "\n")
