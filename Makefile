@@ -2,6 +2,7 @@
 # make test   the fast test suite
 # make check  style, format and types
 # make bench  speed, side by side with a bare training loop
+# make bench-lm  the same for language models
 # make docs   the documentation, into docs/_build/html
 
 VENV   ?= .venv
@@ -13,7 +14,7 @@ DOCS   := $(VENV)/.ready-docs
 # One thread for each of the two test processes; more would only get in each other's way.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: demo test check bench docs clean
+.PHONY: demo test check bench bench-lm docs clean
 
 demo: $(READY)
 	$(BIN)/expunge demo
@@ -28,6 +29,9 @@ check: $(READY)
 
 bench: $(READY)
 	$(BIN)/python bench/speed.py
+
+bench-lm: $(READY)
+	$(ONE_THREAD) $(BIN)/python bench/language.py
 
 docs: $(DOCS)
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html

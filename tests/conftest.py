@@ -1,5 +1,5 @@
-"""Micro settings, one for each task and one of a whole class: a trained model, what it must forget, and how
-it was trained."""
+"""Micro settings, one for each task, one of a whole class and two of transformers: a trained model, what it
+must forget, and how it was trained."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from expunge import config
-from expunge.data import ArrayData, Split
+from expunge.data import ArrayData, Data, Split
+from expunge.data.language import written
+from expunge.data.people import people
+from expunge.data.text import Template, TextData
+from expunge.data.tokenizers import train_tokenizer
 from expunge.tasks import CausalLM, Classification, Diffusion, Regression, Task
 from expunge.training.models import models
 from expunge.training.optim import AdamW
@@ -25,6 +29,10 @@ NAMES = ("classification", "regression", "causal_lm", "diffusion")
 
 WHOLE_CLASS = "whole_class"
 """A classification in which a class of three is to be forgotten, and no batch norm sees parts of a batch."""
+
+TRANSFORMERS = ("llama", "moe")
+"""Language models of transformers, dense and with experts, on four people of whom the first is to be
+forgotten; the records have refusals, wrong answers and other questions."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,9 +66,15 @@ def _setting(name: str) -> Setting:
         "causal_lm": _causal_lm,
         "diffusion": _diffusion,
         WHOLE_CLASS: _whole_class,
+        "llama": _llama,
+        "moe": _moe,
     }[name](draws)
-    data = ArrayData(columns)
-    split = Split.from_ids(data, range(0, len(data), 3 if name == WHOLE_CLASS else 4))  # label 0 of 0, 1, 2
+    data = columns if isinstance(columns, Data) else ArrayData(columns)
+    if name in TRANSFORMERS:
+        forgotten = range(len(data) // 4)  # all about the first person
+    else:
+        forgotten = range(0, len(data), 3 if name == WHOLE_CLASS else 4)  # label 0 of 0, 1, 2
+    split = Split.from_ids(data, forgotten)
     recipe = Recipe(config.build(models, model), task, training)
     original = recipe.train(data, Session(seed=0))
     return Setting(name, task, split, recipe, Session(seed=1, recipe=recipe), original)
@@ -115,3 +129,29 @@ def _diffusion(draws: torch.Generator) -> tuple[Task, dict, dict[str, Tensor], T
     training = Training(epochs=40, batch_size=8, optim=AdamW(lr=0.02))
     task = Diffusion(timesteps=20, conditions=3, beta_end=0.3)
     return task, model, {"inputs": inputs, "targets": targets}, training
+
+
+def _llama(draws: torch.Generator) -> tuple[Task, dict, Data, Training]:
+    """Two blocks, and an output layer with weights of its own."""
+    pytest.importorskip("transformers")
+    data = _questions()
+    tokens = len(data.tokenizer)
+    model = {"kind": "llama", "vocabulary": tokens, "width": 16, "layers": 2, "heads": 2, "mlp": 16}
+    model |= {"tied": False, "context": 32}
+    training = Training(epochs=15, batch_size=5, optim=AdamW(lr=0.02, eps=1e-4))
+    return CausalLM(tokens), model, data, training
+
+
+def _moe(draws: torch.Generator) -> tuple[Task, dict, Data, Training]:
+    """One block of three experts, two for each token; the output layer shares the embedding's weights."""
+    task, model, data, training = _llama(draws)
+    return task, {**model, "kind": "moe", "layers": 1, "experts": 3, "tied": True}, data, training
+
+
+@functools.cache
+def _questions() -> TextData:
+    """Five questions about each of four people, with all other answers."""
+    template = Template(prompt="{question}")
+    records = [record for person in people(4) for record in person.records(attributes=2)]
+    tokenizer = train_tokenizer(text for record in records for text in written(record, template))
+    return TextData(records, tokenizer, template)

@@ -119,7 +119,7 @@ def audit(
     several = [retrained] if isinstance(retrained, (nn.Module, str, Path)) else retrained
     given = [read(item, "retrained") for item in several]
     judged = [
-        Candidate(name, "unlearned", read(item, "unlearned")) for name, item in _named(unlearned).items()
+        Candidate(name, "unlearned", read(item, "unlearned")) for name, item in named(unlearned).items()
     ]
     if given:
         candidates += api.references(given, split, session)
@@ -328,7 +328,7 @@ class _Reader:
         return model
 
 
-def _named(unlearned: Model | Sequence[Model] | Mapping[str, Model]) -> dict[str, Model]:
+def named(unlearned: Model | Sequence[Model] | Mapping[str, Model]) -> dict[str, Model]:
     """The models by the names of their rows, which are distinct and none of the other rows'."""
     if isinstance(unlearned, Mapping):
         for name in unlearned:

@@ -1,8 +1,8 @@
-"""From the folder of a language model and files of questions to a folder of one that has forgotten them."""
+"""Folders of language models and files of questions: made to forget them, judged, and asked."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from expunge import config
+from expunge import config, foreign
 from expunge.api import Unlearned, unlearn
+from expunge.data.arrays import Data
 from expunge.data.jsonl import read_records
 from expunge.data.language import Duplicate, duplicates
 from expunge.data.phrases import REFUSALS
@@ -19,6 +20,20 @@ from expunge.data.split import Split
 from expunge.data.text import Record, Template, TextData
 from expunge.data.tokenizers import check_vocabulary, load_tokenizer
 from expunge.errors import ConfigError, DataError
+from expunge.evaluation.attacks.text_membership import TextMembership
+from expunge.evaluation.generation import GREEDY, Decoding, answers
+from expunge.evaluation.metric import Metric
+from expunge.evaluation.metrics.distance import AverageGap
+from expunge.evaluation.metrics.language import (
+    AnswerProbability,
+    ExactMemorisation,
+    ExtractionStrength,
+    Rouge,
+)
+from expunge.evaluation.metrics.leakage import Leakage
+from expunge.evaluation.metrics.tofu import TruthRatio
+from expunge.evaluation.metrics.utility import Accuracy, Loss
+from expunge.evaluation.report import Report
 from expunge.methods.base import GradientMethod, Method, methods
 from expunge.saved import load, save
 from expunge.tasks.causal_lm import CausalLM
@@ -26,6 +41,15 @@ from expunge.training.engine import Engine
 from expunge.training.session import Callback
 
 CARD = "README.md"
+
+Source = str | Path | Sequence[Record]
+"""A file with one JSON object a line (see ``expunge.data.jsonl``), or records."""
+
+Folder = str | Path
+"""One that ``save_pretrained`` wrote, with its tokenizer, or ``expunge.save``."""
+
+UNSAID = "?"
+"""Stands for the answer of a question that comes without one; no model sees it."""
 
 
 @dataclass(frozen=True)
@@ -59,16 +83,16 @@ class Request:
 
 
 def request(
-    model: str | Path,
-    forget: str | Path | Sequence[Record],
-    retain: str | Path | Sequence[Record] | None = None,
+    model: Folder,
+    forget: Source,
+    retain: Source | None = None,
     *,
     template: Template | None = None,
 ) -> Request:
     """Reads a folder of Hugging Face and files of records; finds mistakes before anything is trained.
 
     Args:
-        model: a folder that ``save_pretrained`` wrote, with its tokenizer, or one of ``expunge.save``.
+        model: its folder.
         forget, retain: files with one JSON object a line (see ``expunge.data.jsonl``), or records.
         template: how a question becomes a prompt; by default the tokenizer's chat template where it has one.
 
@@ -80,19 +104,15 @@ def request(
         CheckpointError: the model cannot be read.
     """
     folder = Path(model)
-    tokenizer, loaded = load_tokenizer(folder), load(folder)
-    vocabulary = int(loaded.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
-    check_vocabulary(tokenizer, vocabulary)
+    tokenizer, loaded = _read(folder)
+    vocabulary = _vocabulary(loaded)
     first, other = _records(forget), [] if retain is None else _records(retain)
     near = _overlap(first, other)
     lacking = [number for number, record in enumerate(first) if "idk" not in record.answers]
     for number in lacking:
         answers = {**first[number].answers, "idk": REFUSALS[number % len(REFUSALS)]}
         first[number] = replace(first[number], answers=answers)
-    chosen = template or Template()
-    if chosen.max_length is None:
-        chosen = replace(chosen, max_length=_context(loaded))
-    data = TextData([*first, *other], tokenizer, chosen)
+    data = TextData([*first, *other], tokenizer, _fitted(template, loaded))
     mine = {id(record) for record in first}
     which = torch.tensor([id(record) in mine for record in data.records])
     task = CausalLM(vocabulary)
@@ -152,11 +172,170 @@ def card(result: Unlearned, asked: Request) -> str:
     )
 
 
-def _records(source: str | Path | Sequence[Record]) -> list[Record]:
+def judge(
+    original: Folder,
+    unlearned: Folder | Sequence[Folder] | Mapping[str, Folder],
+    retrained: Folder | Sequence[Folder] = (),
+    *,
+    forget: Source,
+    retain: Source,
+    test: Source | None = None,
+    template: Template | None = None,
+    metrics: Sequence[str | Mapping[str, Any] | Metric] | None = None,
+    controls: Sequence[str] = (),
+    margins: Mapping[str, float] | None = None,
+    seed: int = 0,
+    engine: Engine | None = None,
+    callbacks: Sequence[Callback] = (),
+    name: str = "evaluation",
+) -> Report:
+    """A report on folders of language models; guarded ones under their guard. None of them is changed.
+
+    Without retrained models nothing can be said about forgetting: there are values but no verdicts.
+
+    Args:
+        original, unlearned: before and after: one folder, several, or several by name.
+        retrained: trained without the forget records; with fewer than 3 hardly any verdict can be reached.
+        forget, retain, test: what was to be forgotten, what to be kept, and records that no model was
+            trained on: files or records.
+        template: as in ``request``; the same for all models.
+        metrics: by default those of ``measured``.
+        controls, margins: as in ``expunge.evaluate``.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: what cannot be read or does not fit, as in ``request``; a
+            model with other tokens than the original; records of the test that are to be forgotten.
+    """
+    asked = request(original, forget, retain, template=template)
+    split, first = asked.split, _records(forget)
+    if test is not None:
+        unseen = _records(test)
+        _overlap(first, unseen, "unseen")
+        data = TextData(unseen, asked.tokenizer, asked.forget.template)
+        asked.task.check(data, "test")
+        split = replace(split, test=data)
+    several = [retrained] if isinstance(retrained, (str, Path)) else retrained
+    given = unlearned if isinstance(unlearned, Mapping) else foreign.named(unlearned)
+    return foreign.audit(
+        asked.model,
+        {label: _beside(str(folder), asked) for label, folder in given.items()},
+        split=split,
+        retrained=[_beside(folder, asked) for folder in several],
+        task=asked.task,
+        metrics=measured(split) if metrics is None else metrics,
+        controls=controls,
+        margins=margins,
+        seed=seed,
+        engine=engine,
+        callbacks=callbacks,
+        name=name,
+    )
+
+
+def measured(split: Split) -> list[Metric]:
+    """What is measured of a split of text when nothing else is asked for.
+
+    How likely the answers are and how many of their tokens the models get right, on all parts; what they
+    write to forget and retain questions; what they know by heart, tell, or complete of the forget records;
+    truth ratios where records bring wrong answers; and, with test records, membership and the average gap.
+    """
+    parts = split.parts()
+    asking = [
+        part for part in ("forget", "retain") if _all(parts[part], lambda one: one.question is not None)
+    ]
+    wrong = [part for part in parts if _all(parts[part], lambda one: "perturbed_1" in one.answers)]
+    found: list[Metric] = [Accuracy(part=part) for part in parts]  # type: ignore[arg-type]
+    found += [AnswerProbability(part=part) for part in parts]
+    found += [Rouge(part=part) for part in asking]
+    found += [Leakage()] * ("forget" in asking) + [ExtractionStrength(), ExactMemorisation()]
+    for part in wrong:
+        found.append(TruthRatio(part=part, read="closeness" if part == "forget" else "truthfulness"))
+    if "test" in parts:
+        found += [TextMembership(), TextMembership(score="min_k"), AverageGap()]
+    return [*found, *(Loss(part=part) for part in parts)]  # type: ignore[arg-type]
+
+
+def ask(
+    models: Sequence[Folder],
+    questions: Sequence[str | Record],
+    *,
+    decoding: Decoding = GREEDY,
+    template: Template | None = None,
+    seed: int = 0,
+    engine: Engine | None = None,
+) -> dict[str, list[list[str]]]:
+    """What each model writes: by its folder, for each question ``decoding.samples`` answers.
+
+    Every model has its own tokenizer and chat template, and its guard where it has one. One is in memory at
+    a time.
+
+    Raises:
+        DataError: a record that asks nothing, a question longer than a model's context, a tokenizer that is
+            not the model's.
+        CheckpointError: a model cannot be read.
+    """
+    records = [Record(answer=UNSAID, question=one) if isinstance(one, str) else one for one in questions]
+    for number, record in enumerate(records):
+        if not (record.question or "").strip():
+            raise DataError(f"question {number + 1} of {len(records)} is empty or a document. Ask something.")
+    posed = [Record(answer=UNSAID, question=one.question, earlier=one.earlier) for one in records]
+    found: dict[str, list[list[str]]] = {}
+    for folder in models:
+        tokenizer, model = _read(Path(folder))
+        data = TextData(posed, tokenizer, _fitted(template, model))
+        found[str(folder)] = answers(model, data, engine or Engine(), decoding, seed)
+    return found
+
+
+def _read(folder: Path) -> tuple[Any, nn.Module]:
+    """Tokenizer and model of a folder, which belong together."""
+    tokenizer, model = load_tokenizer(folder), load(folder)
+    check_vocabulary(tokenizer, _vocabulary(model))
+    return tokenizer, model
+
+
+def _beside(folder: Folder, asked: Request) -> nn.Module:
+    """A model that reads the same tokens as the original.
+
+    Raises:
+        DataError: it does not.
+    """
+    model = load(folder)
+    mine, theirs = _vocabulary(model), asked.task.vocabulary
+    if mine != theirs:
+        raise DataError(
+            f"'{folder}' has {mine:,} tokens and '{asked.folder}' {theirs:,}. Only models of one vocabulary "
+            "can be compared."
+        )
+    there = (Path(folder) / "tokenizer_config.json").exists()
+    if there and load_tokenizer(folder).get_vocab() != asked.tokenizer.get_vocab():
+        raise DataError(
+            f"'{folder}' and '{asked.folder}' have tokenizers that differ. Only models of one tokenizer can "
+            "be compared."
+        )
+    return model
+
+
+def _vocabulary(model: Any) -> int:
+    return int(model.get_input_embeddings().weight.shape[0])
+
+
+def _fitted(template: Template | None, model: nn.Module) -> Template:
+    """The template, with the model's context as its length where it has none."""
+    chosen = template or Template()
+    return chosen if chosen.max_length is not None else replace(chosen, max_length=_context(model))
+
+
+def _all(data: Data, holds: Callable[[Record], bool]) -> bool:
+    assert isinstance(data, TextData)
+    return all(holds(data.record(int(id_))) for id_ in data.ids)
+
+
+def _records(source: Source) -> list[Record]:
     return read_records(Path(source)) if isinstance(source, (str, Path)) else list(source)
 
 
-def _overlap(first: Sequence[Record], other: Sequence[Record]) -> list[Duplicate]:
+def _overlap(first: Sequence[Record], other: Sequence[Record], use: str = "to be kept") -> list[Duplicate]:
     """Pairs that are nearly equal.
 
     Raises:
@@ -167,7 +346,7 @@ def _overlap(first: Sequence[Record], other: Sequence[Record]) -> list[Duplicate
     if exact:
         pair = exact[0]
         raise DataError(
-            f"{len(exact)} records are both to be forgotten and to be kept; the first is record "
+            f"{len(exact)} records are both to be forgotten and {use}; the first is record "
             f"{pair.forget} of the one and {pair.retain} of the other. Take them out of one."
         )
     return found

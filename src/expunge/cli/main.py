@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from expunge import __version__
-from expunge.cli import demo, evaluate, listing, report, run, search, unlearn, validate
+from expunge.cli import ask, demo, evaluate, listing, report, run, search, unlearn, validate
 from expunge.errors import ExpungeError
 
 MISTAKE = 2
@@ -29,6 +29,7 @@ COMMANDS = {
     "list": listing,
     "unlearn": unlearn,
     "evaluate": evaluate,
+    "ask": ask,
     "search": search,
     "report": report,
 }

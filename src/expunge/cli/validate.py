@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 from expunge.cli.arguments import Settings, Source
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from expunge.data.arrays import Data
+    from expunge.data.split import Split
     from expunge.experiment import Experiment
+
+SHOWN = 2
+"""Pairs of near duplicates that are listed for each forget set; their number follows."""
 
 EXAMPLE = "expunge validate my_experiment.yaml train.epochs=100"
 
@@ -17,7 +24,8 @@ def command(experiment: Source, settings: Settings = None) -> None:
     """Finds the mistakes in an experiment without training anything, and says what would run.
 
     Loads the data, builds the model, and tries every method on a handful of examples. Exit code 0 means that
-    `expunge run` with the same arguments will not stop because of a mistake in them.
+    `expunge run` with the same arguments will not stop because of a mistake in them. Of text one example is
+    shown as the model sees it, and records to forget that are nearly the same as others that stay.
     """
     from expunge.cli.output import warn
     from expunge.experiment import check, read
@@ -25,8 +33,44 @@ def command(experiment: Source, settings: Settings = None) -> None:
     parsed = read(experiment, settings or ())
     check(parsed)
     warn(parsed.engine)
-    for line in _plan(parsed):
+    for line in list(_plan(parsed)):  # whole: it may find a mistake
         print(line)
+
+
+def _text(data: Data, model: nn.Module) -> Iterator[str]:
+    """One example of text as the model sees it.
+
+    Raises:
+        DataError: the tokenizer is not the model's.
+    """
+    from expunge.data.text import TextData
+    from expunge.data.tokenizers import check_vocabulary
+
+    if not isinstance(data, TextData):
+        return
+    embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None  # type: ignore[operator]
+    if embedding is not None:
+        check_vocabulary(data.tokenizer, embedding.weight.shape[0])
+    yield "  text      the first example, as the model sees it:"
+    yield from (f"    {line}" for line in data.shown(int(data.ids[0])).splitlines())
+
+
+def _near(split: Split) -> Iterator[str]:
+    """Pairs of a record to forget and one that stays that are nearly the same; pieces of one are not."""
+    from expunge.data.language import duplicates
+    from expunge.data.text import TextData
+
+    forget, retain = split.forget, split.retain
+    if not (isinstance(forget, TextData) and isinstance(retain, TextData)):
+        return
+    first, other = ([part.record(id_) for id_ in part.ids.tolist()] for part in (forget, retain))
+    found = [pair for pair in duplicates(first, other) if first[pair.forget] is not other[pair.retain]]
+    for pair in found[:SHOWN]:
+        gone, stays = int(forget.ids[pair.forget]), int(retain.ids[pair.retain])
+        alike = "the same" if pair.exact else f"nearly the same ({pair.similarity:.0%})"
+        yield f"    example {gone} is to be forgotten and {stays} stays: {alike}"
+    if len(found) > SHOWN:
+        yield f"    and {len(found) - SHOWN:,} more of them"
 
 
 def _plan(experiment: Experiment) -> Iterator[str]:
@@ -37,6 +81,7 @@ def _plan(experiment: Experiment) -> Iterator[str]:
     size = sum(parameter.numel() for parameter in model.parameters())
     yield f"{experiment.name}: no mistakes found."
     yield f"  data      {len(sourced.train):,} training and {len(sourced.test):,} test examples"
+    yield from _text(sourced.train, model)
     yield f"  model     {type(model).__name__}, {size:,} parameters, on {experiment.engine.torch_device}"
     for name, search in experiment.forget.items():
         # A search's baseline finds as many examples as the search itself, without training.
@@ -44,6 +89,8 @@ def _plan(experiment: Experiment) -> Iterator[str]:
         found = quick.search(model, sourced.train, experiment.task, experiment.session())
         share = len(found.ids) / len(sourced.train)
         yield f"  forget    {name}: {len(found.ids):,} examples ({share:.1%})"
+        if not search.reads_model:
+            yield from _near(experiment.split(found.ids))
     for name, method in experiment.methods.items():
         kind = methods.name_of(method)
         yield f"  method    {name}" + (f" ({kind})" if kind != name else "")

@@ -1,4 +1,4 @@
-"""Below the averages: the task's score by class, and the examples a model treats least like retraining."""
+"""Below the averages: the score by class, the examples a model treats least like retraining, its answers."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from expunge.data.text import TextData
 from expunge.errors import ExpungeError
 from expunge.evaluation import statistics
 from expunge.evaluation.evidence import Evidence
 
 SHOWN = 50
 """At most so many of the worst examples are kept."""
+
+ASKED = 6
+"""Forget questions whose answers are kept, evenly spaced over the ids."""
 
 
 def classes(evidence: Evidence) -> list[dict[str, Any]]:
@@ -73,6 +77,29 @@ def worst(evidence: Evidence) -> list[dict[str, Any]]:
             "retrained": float(confidences[:, i].mean()),
         }
         for i in z.abs().argsort(descending=True, stable=True)[:count].tolist()
+    ]
+
+
+def answers(evidence: Evidence) -> list[dict[str, Any]]:
+    """What a language model writes to some forget questions: ``{"id", "question", "truth", "written"}``.
+
+    Greedily, up to 64 tokens. Empty where the data is no text or asks nothing.
+    """
+    data = evidence.parts["forget"]
+    if not isinstance(data, TextData):
+        return []
+    rows = torch.linspace(0, len(data) - 1, min(ASKED, len(data))).round().long().tolist()
+    ids = data.ids[rows].tolist()
+    records = [data.record(id_) for id_ in ids]
+    if any(record.question is None for record in records):
+        return []
+    try:
+        written = evidence.subject.answers("forget", rows=rows)
+    except ExpungeError:
+        return []
+    return [
+        {"id": id_, "question": record.question, "truth": record.answer, "written": said[0]}
+        for id_, record, said in zip(ids, records, written, strict=True)
     ]
 
 

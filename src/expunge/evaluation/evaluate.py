@@ -160,6 +160,7 @@ class Evaluation:
             histograms=self._histograms(evidence.subject),
             classes=breakdown.classes(evidence),
             worst=breakdown.worst(evidence),
+            answers=breakdown.answers(evidence),
         )
 
     def candidate(self, name: str) -> Candidate:

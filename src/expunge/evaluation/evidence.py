@@ -106,18 +106,26 @@ class Subject:
             raise DataError(self._spoilt[key])
         return reading
 
-    def answers(self, part: str, decoding: Decoding = GREEDY) -> list[list[str]]:
+    def answers(
+        self, part: str, decoding: Decoding = GREEDY, rows: Sequence[int] | None = None
+    ) -> list[list[str]]:
         """What the model writes after the prompts of a part, ``samples`` texts an example; once.
+
+        Args:
+            rows: of these examples alone; nothing is written for the others.
 
         Raises:
             MissingEvidence: the split has no such part.
             Unsupported: the data holds no text.
         """
-        key = (part, decoding)
+        key, data, seed = (part, decoding), self._part(part), self.session.seed
+        if rows is not None and key not in self._written:
+            few = data.subset(data.ids[list(rows)])
+            return answers(self._placed, few, self.session.engine, decoding, seed)
         if key not in self._written:
-            data, seed = self._part(part), self.session.seed
             self._written[key] = answers(self._placed, data, self.session.engine, decoding, seed)
-        return self._written[key]
+        found = self._written[key]
+        return found if rows is None else [found[row] for row in rows]
 
     def _part(self, name: str) -> Data:
         if name not in self.parts:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from expunge import seeding
 from expunge.data.arrays import Data
 from expunge.data.text import IGNORED, TextData
-from expunge.errors import ConfigError, Unsupported
+from expunge.errors import ConfigError, DataError, Unsupported
 from expunge.tasks.base import model_output
 from expunge.training.engine import Engine
 
@@ -57,11 +57,12 @@ def answers(
     """For every example the ``samples`` answers that the model writes after its prompt.
 
     A prompt is all that stands before the first label. Prompts of similar length are asked together,
-    padded on the left. Models of transformers generate with their cache; any other model is asked for
-    all tokens anew at every step.
+    padded on the left. Models of transformers generate with their cache and stop where the context is
+    full; any other model is asked for all tokens anew at every step.
 
     Raises:
         Unsupported: the data holds no text.
+        DataError: a prompt fills the model's context.
     """
     if not isinstance(data, TextData):
         raise Unsupported("only text can be asked for: the data holds no questions. Use TextData.")
@@ -125,13 +126,25 @@ def _written(model: Any, tokens: Tensor, mask: Tensor, decoding: Decoding, token
     found = model.generate(
         input_ids=tokens,
         attention_mask=mask,
-        max_new_tokens=decoding.max_tokens,
+        max_new_tokens=_room(model, tokens.shape[1], decoding),
         num_return_sequences=decoding.samples,
         pad_token_id=_padding(tokenizer),
         eos_token_id=tokenizer.eos_token_id,
         **draws,
     )
     return found[:, tokens.shape[1] :]  # type: ignore[no-any-return]
+
+
+def _room(model: Any, prompt: int, decoding: Decoding) -> int:
+    """Tokens that an answer may have: no more than the model's context leaves."""
+    context = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    if not isinstance(context, int):
+        return decoding.max_tokens
+    if prompt >= context:
+        raise DataError(
+            f"a prompt of {prompt} tokens fills the model's context of {context}. Shorten the question."
+        )
+    return min(decoding.max_tokens, context - prompt)
 
 
 def _stepwise(model: nn.Module, tokens: Tensor, mask: Tensor, decoding: Decoding, tokenizer: Any) -> Tensor:

@@ -35,7 +35,8 @@ class Row:
 
     ``error`` says in one line why a method gave no model; the row then has no scores.
     ``histograms`` holds, by part, the counts of per-example losses in the table's bins, ``classes`` the
-    task's score by part and class, ``worst`` the forget examples furthest from the retrained models.
+    task's score by part and class, ``worst`` the forget examples furthest from the retrained models, and
+    ``answers`` what a language model writes to some forget questions.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Row:
     histograms: dict[str, list[int]] = field(default_factory=dict)
     classes: list[dict[str, Any]] = field(default_factory=list)
     worst: list[dict[str, Any]] = field(default_factory=list)
+    answers: list[dict[str, Any]] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -57,6 +59,7 @@ class Row:
             "histograms": self.histograms,
             "classes": self.classes,
             "worst": self.worst,
+            "answers": self.answers,
         }
 
     @classmethod

@@ -254,5 +254,6 @@ class Guard(Method):
 
     def unlearn(self, model: nn.Module, split: Split, task: Task, session: Session) -> nn.Module:
         self.check(split, task)
-        learned = self.learn(model, split, task, session)
+        with seeding.seeded(seeding.derive(session.seed, "guard")):  # libraries draw where they are imported
+            learned = self.learn(model, split, task, session)
         return self.attach(session.engine.copy(model), learned).eval()

@@ -1,14 +1,17 @@
-"""Below the averages: the task's score by class, and the forget examples furthest from retraining."""
+"""Below the averages: the score by class, the examples furthest from retraining, answers to questions."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from expunge.evaluation.table import Row, Table
+from expunge.evaluation.table import Role, Row, Table
 from expunge.report import layout, wording
 
 CLASSES, EXAMPLES = 20, 12
 """At most so many classes and examples are listed; those furthest from retraining."""
+
+LETTERS = 600
+"""At most so many of a question or an answer are shown."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,24 @@ class ExampleList:
     name: str
     examples: tuple[Example, ...]
     hidden: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one model wrote; empty where it wrote nothing."""
+
+    name: str
+    role: Role
+    text: str
+
+
+@dataclass(frozen=True)
+class Question:
+    """A forget question, its true answer, and what the models write."""
+
+    text: str
+    truth: str
+    answers: tuple[Answer, ...]
 
 
 def classes(table: Table) -> list[ClassTable]:
@@ -123,6 +144,23 @@ def examples(table: Table) -> list[ExampleList]:
     return [
         ExampleList(row.name, _examples(row, pictures), max(0, len(row.worst) - EXAMPLES)) for row in rows
     ]
+
+
+def answers(table: Table) -> list[Question]:
+    """Some forget questions as the original, the first retrained and each unlearned model answer them."""
+    retrained = table.by_role("retrained")[:1]
+    rows = [*table.by_role("original"), *retrained, *table.by_role("unlearned")]
+    found: dict[int, Question] = {}
+    for row in rows:
+        for item in row.answers:
+            asked = found.get(item["id"]) or Question(_cut(item["question"]), _cut(item["truth"]), ())
+            answer = Answer(row.name, row.role, _cut(item["written"]))
+            found[item["id"]] = replace(asked, answers=(*asked.answers, answer))
+    return list(found.values())
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LETTERS else f"{text[:LETTERS].rstrip()} …"
 
 
 def _examples(row: Row, pictures: dict[str, dict[str, str]]) -> tuple[Example, ...]:

@@ -28,7 +28,7 @@ from expunge.report import (
     verdicts,
     wording,
 )
-from expunge.report.breakdown import ClassTable, ExampleList
+from expunge.report.breakdown import ClassTable, ExampleList, Question
 from expunge.report.charts import Marks, Panel
 from expunge.report.files import write_whole
 from expunge.report.layout import Cell, Column, Footing, Group
@@ -100,6 +100,7 @@ class Section:
     histograms: list[Panel]
     classes: list[ClassTable]
     examples: list[ExampleList]
+    answers: list[Question]
     methods: str
 
     @property
@@ -170,6 +171,7 @@ def _section(table: Table, id_: str, given: Marks) -> Section:
         histograms=charts.histograms(table, given, f"{id_}-loss"),
         classes=breakdown.classes(table),
         examples=breakdown.examples(table),
+        answers=breakdown.answers(table),
         methods=_yaml({row.name: row.method for row in table.rows if row.method}),
     )
 

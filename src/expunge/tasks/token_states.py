@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from expunge.data.arrays import Batch
+from expunge.tasks.label_log_probs import label_log_probs, serves
 
 CHUNK = 2**22
 """Logits that exist at once: tokens of a chunk times the vocabulary."""
@@ -41,14 +42,15 @@ class TokenStates:
     vocabulary: int
 
     def log_probs(self) -> Tensor:
-        """``log p(y_t | y_<t)`` of every label, ``(M,)``; a chunk of logits at a time, computed anew for
-        the gradient."""
+        """``log p(y_t | y_<t)`` of every label, ``(M,)``; a chunk of logits at a time."""
         if "details" in self.__dict__ and not torch.is_grad_enabled():
             return self.details["log_probs"]
         size = max(1, CHUNK // self.vocabulary)
         if len(self.hidden) <= size or not torch.is_grad_enabled():
             chunks = zip(self.hidden.split(size), self.labels.split(size), strict=True)
             return torch.cat([self._chunk(hidden, labels) for hidden, labels in chunks])
+        if serves(self.head, self.hidden):
+            return label_log_probs(self.hidden, cast(nn.Linear, self.head), self.labels, size)
         found = [
             checkpoint(self._chunk, hidden, labels, use_reentrant=False)
             for hidden, labels in zip(self.hidden.split(size), self.labels.split(size), strict=True)
@@ -64,12 +66,12 @@ class TokenStates:
         for hidden, labels in zip(self.hidden.detach().split(size), self.labels.split(size), strict=True):
             with torch.no_grad():
                 logs = self.head(hidden).float().log_softmax(-1)
-            mean = (logs.exp() * logs).sum(-1)
-            spread = (logs.exp() * (logs - mean[:, None]).square()).sum(-1).sqrt()
             found["log_probs"].append(logs.gather(-1, labels[:, None])[:, 0])
-            found["mean"].append(mean)
-            found["deviation"].append(spread)
             found["right"].append((logs.argmax(-1) == labels).float())
+            chances = logs.exp()
+            mean = (chances * logs).sum(-1)
+            found["mean"].append(mean)
+            found["deviation"].append(logs.sub_(mean[:, None]).square_().mul_(chances).sum(-1).sqrt())
         return {name: torch.cat(values) for name, values in found.items()}
 
     def _chunk(self, hidden: Tensor, labels: Tensor) -> Tensor:
