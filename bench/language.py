@@ -275,8 +275,8 @@ def spent(call: Callable[[], object]) -> float:
 
 def asking(size: Size, pairs: int, quick: bool) -> dict[str, Any]:
     found, decoding = {}, Decoding(max_tokens=8 if quick else 64)
-    for spec in (size.model,) if quick else (SMALL, size.model):
-        data, model = texts(size.asked, spec.vocabulary, OTHERS, SEED), built(spec)
+    for spec, asked in ((size.model, size.asked),) if quick else ((SMALL, 64), (size.model, size.asked)):
+        data, model = texts(asked, spec.vocabulary, OTHERS, SEED), built(spec)
         few = data.subset(list(range(size.alone)))
         sides = {"batched": partial(batched, model, data, spec), "alone": partial(alone, model, few)}
         times = rounds({side: partial(call, decoding) for side, call in sides.items()}, pairs)
@@ -319,22 +319,21 @@ def measure_memory(what: str, size: Size) -> float:
         case, side = name.split(" ")
         call = loss_call(case, side, size)
         return plain.peak(call)
-    data = split(size, ["idk"] if part == "methods" else [])
 
-    def work() -> None:
+    def work(size: Size, data: Split) -> None:
         model = built(size.model)
         if name.startswith("plain"):
-            loop = plain.Loop(
-                model, BATCH, TRAINER.lr, TRAINER.weight_decay, loss_of_model=name.endswith("labels")
-            )
+            labels = name.endswith("labels")
+            loop = plain.Loop(model, BATCH, TRAINER.lr, TRAINER.weight_decay, loss_of_model=labels)
             for forget, retain in plain.batches(data, BATCH, SEED):
                 loop.step(forget, retain)
         else:
             step_times(name, model, data, size)
 
-    warm = Llama(vocabulary=16, width=16, layers=1, heads=2).build()  # imports
-    warm(torch.zeros(1, 2, dtype=torch.long))
-    return plain.peak(work)
+    names = ["idk"] if part == "methods" else []
+    work(QUICK, split(QUICK, names))  # what is imported on the way counts for neither side
+    data = split(size, names)
+    return plain.peak(lambda: work(size, data))
 
 
 PARTS: dict[str, Callable[[Size, int, bool], dict[str, Any]]] = {
@@ -365,7 +364,8 @@ def main() -> None:
         "model": f"Llama, {parameters} parameters, {size.model}, float32",
         "batch": f"{BATCH} + {BATCH} examples of prompts of 20 to 40 tokens and answers of 20 to 80",
         "examples": f"{BATCH * size.steps} to forget, as many to retain; refusals of 5 to 12 tokens",
-        "asked": f"{size.asked} questions by batches, {size.alone} one by one, seven answers to each scored",
+        "asked": f"{size.asked} questions by batches (64 of the small model), {size.alone} one by one",
+        "scored": "seven answers to each question",
         "optimiser": str(TRAINER),
         "seed": SEED,
         "pairs": 1 if options.quick else options.pairs,

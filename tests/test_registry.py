@@ -129,3 +129,16 @@ def test_the_nine_methods_are_there():
         "ssd",
     }
     assert expected <= set(methods.names())
+
+
+def test_a_field_that_would_hide_the_name_is_refused() -> None:
+    from dataclasses import dataclass
+
+    registry: Registry[object] = Registry("thing", object, ())
+
+    @dataclass(frozen=True)
+    class Kindly:
+        kind: str = "x"
+
+    with pytest.raises(TypeError, match="Kindly has a field 'kind', which names the thing"):
+        registry.register("kindly")(Kindly)

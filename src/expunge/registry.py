@@ -44,9 +44,12 @@ class Registry(Generic[T]):
 
         Raises:
             ConfigError: if the name is taken by another class.
+            TypeError: a field called ``kind``, which in a configuration is the name itself.
         """
 
         def add(cls: type[T]) -> type[T]:
+            if "kind" in getattr(cls, "__dataclass_fields__", {}):
+                raise TypeError(f"{cls.__name__} has a field 'kind', which names the {self.noun}. Rename it.")
             known = self._entries.get(name)
             if known is not None and _origin(known) != _origin(cls):
                 raise ConfigError(f"{self.noun} '{name}' is already registered by {known.__module__}.")

@@ -61,20 +61,17 @@ def _on_base(experiment: Experiment, store: Store, session: Session) -> Experime
     """The experiment with the weights of its base, trained once, as those that every model starts from."""
     if experiment.base is None:
         return experiment
-    data = experiment.base_data
-    recipe = replace(experiment.recipe, training=experiment.base.train)
-    blank = partial(recipe.initial, session)
+    data, recipe = experiment.base_data, replace(experiment.recipe, training=experiment.base.train)
     kinds = [facts(experiment.model), config.dump(experiment.task), config.dump(experiment.base)]
-    key = key_of(
-        *kinds, config.dump(experiment.engine), data.fingerprint(), session.seed, provenance.versions()
-    )
+    kinds += [config.dump(experiment.engine), data.fingerprint(), session.seed, provenance.versions()]
+    key = key_of(*kinds)
 
     def compute() -> tuple[dict[str, Any], nn.Module]:
         with metered(session.engine.torch_device) as cost:
             model = recipe.train(data, session.child("base"), "base")
         return {"cost": cost}, model
 
-    store.model("base", key, blank, compute)
+    store.model("base", key, partial(recipe.initial, session), compute)
     return replace(experiment, base=None, model=replace(experiment.model, weights=store.weights("base", key)))
 
 

@@ -307,7 +307,7 @@ def test_duplicates_exact_and_near() -> None:
     same = Record(question="q ", answer="  W0 " + " ".join(words[1:]).upper())
     found = duplicates([Record(question="R", answer="unlike"), base], [far, near, same])
     assert found == [Duplicate(1, 1, 20 / 22, False), Duplicate(1, 2, 1.0, True)]
-    assert [place for _, place, _ in duplicates([base], [far, near], threshold=0.8)] == [0, 1]
+    assert [one.retain for one in duplicates([base], [far, near], threshold=0.8)] == [0, 1]
     with pytest.raises(ConfigError, match="threshold: must be above 0 and at most 1, got 0"):
         duplicates([base], [far], threshold=0)
 

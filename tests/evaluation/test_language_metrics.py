@@ -175,7 +175,7 @@ def test_rouge_by_hand() -> None:
     assert Rouge(read="f1")(found).per_example.tolist() == pytest.approx([1, 2 / 3, 2 / 3, 0])
     assert Rouge()(found).id == "ROUGE.forget.rougeL-recall"
     odd = Rouge(
-        kind="rouge1",
+        variant="rouge1",
         read="f1",
         stemmer=False,
         cut=True,

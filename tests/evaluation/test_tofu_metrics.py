@@ -68,11 +68,11 @@ GEOMETRIC, ARITHMETIC = math.sqrt(WRONG[0] * WRONG[1]) / P, sum(WRONG) / 2 / P
     ("fields", "value", "variant"),
     [
         ({}, GEOMETRIC, "geometric-closeness"),
-        ({"kind": "arithmetic"}, ARITHMETIC, "arithmetic-closeness"),
+        ({"ratio": "arithmetic"}, ARITHMETIC, "arithmetic-closeness"),
         ({"read": "truthfulness"}, 1 - GEOMETRIC, "geometric-truthfulness"),
-        ({"kind": "arithmetic", "read": "truthfulness"}, 1 - ARITHMETIC, "arithmetic-truthfulness"),
+        ({"ratio": "arithmetic", "read": "truthfulness"}, 1 - ARITHMETIC, "arithmetic-truthfulness"),
         ({"read": "log"}, math.log(GEOMETRIC), "geometric-log"),
-        ({"kind": "extent"}, P / (P + GEOMETRIC * P), "extent"),
+        ({"ratio": "extent"}, P / (P + GEOMETRIC * P), "extent"),
     ],
 )
 def test_three_truth_ratios_under_three_names(fields: dict, value: float, variant: str) -> None:
@@ -100,8 +100,8 @@ def test_without_a_paraphrase_the_answer_itself_is_the_right_one() -> None:
 def test_what_is_added_to_denominators_hides_what_a_collapsed_model_thinks() -> None:
     found = made(chances(right=1e-30, answer=1e-30, wrong=(1e-28, 1e-28)))["subject"]
     assert TruthRatio(read="log")(found).value == pytest.approx(math.log(10), rel=1e-4)
-    assert TruthRatio(kind="extent")(found).value == pytest.approx(1 / 11, rel=1e-4)
-    assert TruthRatio(kind="extent", definition="conformance")(found).value < 1e-4
+    assert TruthRatio(ratio="extent")(found).value == pytest.approx(1 / 11, rel=1e-4)
+    assert TruthRatio(ratio="extent", definition="conformance")(found).value < 1e-4
     assert TruthRatio()(found).value == pytest.approx(0.1, rel=1e-4)
     published = TruthRatio(definition="conformance")(found)
     assert published.value < 1e-3
@@ -111,7 +111,7 @@ def test_what_is_added_to_denominators_hides_what_a_collapsed_model_thinks() -> 
 
 
 def test_choices_that_do_not_go_together_are_refused() -> None:
-    for fields in ({"kind": "extent", "read": "log"}, {"read": "log", "definition": "conformance"}):
+    for fields in ({"ratio": "extent", "read": "log"}, {"read": "log", "definition": "conformance"}):
         with pytest.raises(ConfigError):
             TruthRatio(**fields)
     with pytest.raises(ConfigError):

@@ -227,7 +227,7 @@ def test_sizes_and_classes_that_do_not_fit_this_data_are_refused(data, model) ->
         build(searches, {"kind": "class_set", "classes": [0]}).check(data, Regression())
     with pytest.raises(DataError, match="500"):
         build(searches, {"kind": "given", "ids": [500]}).check(data, TASK)
-    with pytest.raises(ConfigError, match="either a list of ids or the path"):
+    with pytest.raises(ConfigError, match="a list of ids, the path of a file with ids"):
         build(searches, {"kind": "given"})
 
 

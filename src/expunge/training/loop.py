@@ -274,6 +274,8 @@ class _Run:
         terms = again()
         after = self.draws.get_state()
         estimates = optim.estimate(again, terms, self.trained, self.optimizer, index)
+        if index == 0 and not any(g.any() for found in estimates.values() for g in found.values()):
+            raise Unsupported("no term changes with any parameter that may move. Use a wider scope.")
         self.draws.set_state(after)
         if not self.separate:
             estimates = {"total": _sum(estimates.values())}

@@ -74,14 +74,14 @@ class Rouge(Metric):
     """
 
     part: str = "forget"
-    kind: Kind = "rougeL"
+    variant: Kind = "rougeL"
     read: Literal["recall", "f1", "precision"] = "recall"
     stemmer: bool = True
     cut: bool = False
     decoding: Decoding = Decoding()
 
     def labels(self, evidence: Evidence) -> tuple[str, str, str]:
-        words: list[str] = [self.kind, self.read]
+        words: list[str] = [self.variant, self.read]
         words += ["unstemmed"] * (not self.stemmer) + ["cut"] * self.cut
         return "ROUGE", self.part, "-".join(words + language.decoded(self.decoding))
 
@@ -93,7 +93,7 @@ class Rouge(Metric):
         written = evidence.subject.answers(self.part, self.decoding)
         said = [answer for samples in written for answer in samples]
         repeated = [truth[i] for i, samples in enumerate(written) for _ in samples]
-        found = text.rouge(said, repeated, self.kind, self.stemmer)
+        found = text.rouge(said, repeated, self.variant, self.stemmer)
         values = {"recall": found.recall, "f1": found.f1, "precision": found.precision}[self.read]
         return language.averaged(self, evidence, language.over_samples(written, values))
 

@@ -47,7 +47,7 @@ class TruthRatio(Metric):
 
     Args:
         part: ``forget``, ``retain``, ``test`` or a probe with wrong answers.
-        kind: which ratio. Values of different kinds do not compare.
+        ratio: which one. Values of different kinds do not compare.
         read: ``closeness``, ``mean min(TR, 1/TR)``, as TOFU has it on the forget set; ``truthfulness``,
             ``mean max(0, 1 − TR)``, on all other sets; ``log``, ``mean log TR`` in nats, which hides
             nothing. For ``extent`` there is only its mean.
@@ -60,12 +60,12 @@ class TruthRatio(Metric):
     """
 
     part: str = "forget"
-    kind: Literal["geometric", "arithmetic", "extent"] = "geometric"
+    ratio: Literal["geometric", "arithmetic", "extent"] = "geometric"
     read: Literal["closeness", "truthfulness", "log"] = "closeness"
     definition: Definition = "corrected"
 
     def __post_init__(self) -> None:
-        if self.kind == "extent" and self.read != "closeness":
+        if self.ratio == "extent" and self.read != "closeness":
             raise ConfigError("the extent of knowledge is averaged as it is. Leave read out.", "read")
         if self.read == "log" and self.definition == "conformance":
             raise ConfigError(
@@ -73,7 +73,7 @@ class TruthRatio(Metric):
             )
 
     def labels(self, evidence: Evidence) -> tuple[str, str, str]:
-        words = [self.kind, *[self.read] * (self.kind != "extent")]
+        words = [self.ratio, *[self.read] * (self.ratio != "extent")]
         return "truth ratio", self.part, _conforming(words, self.definition)
 
     def counts(self) -> Unit:
@@ -89,11 +89,11 @@ class TruthRatio(Metric):
         return language.averaged(self, evidence, self._values(right, wrong), details)
 
     def _values(self, right: tofu.Likelihood, wrong: tofu.Likelihood) -> Floats:
-        if self.kind == "extent":
+        if self.ratio == "extent":
             return tofu.extent_of_knowledge(right, wrong, self.definition)
         if self.read == "log":
-            return tofu.log_truth_ratio(right, wrong, self.kind)
-        ratio = tofu.truth_ratio(right, wrong, self.kind, self.definition)
+            return tofu.log_truth_ratio(right, wrong, self.ratio)
+        ratio = tofu.truth_ratio(right, wrong, self.ratio, self.definition)
         return (
             tofu.closeness(ratio, self.definition) if self.read == "closeness" else tofu.truthfulness(ratio)
         )
@@ -112,7 +112,7 @@ class ForgetQuality(Metric):
 
     Args:
         part: the forget set, or a probe with its wrong answers.
-        kind: ``geometric`` or ``arithmetic`` truth ratio.
+        ratio: ``geometric`` or ``arithmetic`` truth ratio.
         definition: ``conformance`` adds 1e-10 to the ratio's denominator, which sends a collapsed model's
             ratios to 0 and p to the smallest value there is.
 
@@ -123,12 +123,12 @@ class ForgetQuality(Metric):
     """
 
     part: str = "forget"
-    kind: Ratio = "geometric"
+    ratio: Ratio = "geometric"
     definition: Definition = "corrected"
     unit = "index"
 
     def labels(self, evidence: Evidence) -> tuple[str, str, str]:
-        return "forget quality", self.part, _conforming([self.kind], self.definition)
+        return "forget quality", self.part, _conforming([self.ratio], self.definition)
 
     def measure(self, evidence: Evidence) -> Score:
         language.wrong_answers(language.text(evidence, self.part), self.part)
@@ -158,10 +158,10 @@ class ForgetQuality(Metric):
     def _ratios(self, evidence: Evidence, subject: Subject) -> Floats:
         """The ratios, or their logarithms, which the test does not tell apart but which do not round to 0."""
         if self.definition == "corrected":
-            return log_ratios(subject, evidence, self.part, self.kind)
+            return log_ratios(subject, evidence, self.part, self.ratio)
         data = language.text(evidence, self.part)
         right, wrong = language.likelihoods(subject, self.part, data)
-        return tofu.truth_ratio(right, wrong, self.kind, "conformance")
+        return tofu.truth_ratio(right, wrong, self.ratio, "conformance")
 
 
 @metrics.register("truth_ratio_shift")
@@ -178,7 +178,7 @@ class TruthRatioShift(Metric):
 
     Args:
         part: the forget set, or a probe with its wrong answers.
-        kind: ``geometric`` or ``arithmetic`` truth ratio.
+        ratio: ``geometric`` or ``arithmetic`` truth ratio.
         margin: differences below it are negligible, in nats.
 
     Ideal: 0. Two published retrainings differ by 0.004, the full and the retrained model by 0.5.
@@ -188,7 +188,7 @@ class TruthRatioShift(Metric):
     """
 
     part: str = "forget"
-    kind: Ratio = "geometric"
+    ratio: Ratio = "geometric"
     margin: float = tofu.MARGIN
     unit = "nats"
 
@@ -197,7 +197,7 @@ class TruthRatioShift(Metric):
             raise ConfigError(f"must be above 0, got {self.margin}.", "margin")
 
     def labels(self, evidence: Evidence) -> tuple[str, str, str]:
-        return "truth ratio shift", self.part, self.kind
+        return "truth ratio shift", self.part, self.ratio
 
     def measure(self, evidence: Evidence) -> Score:
         language.wrong_answers(language.text(evidence, self.part), self.part)
@@ -207,8 +207,8 @@ class TruthRatioShift(Metric):
                 f"the {self.part} data is about one subject, which leaves no spread to test by. Name a part "
                 "about two or more."
             )
-        mine = log_ratios(evidence.subject, evidence, self.part, self.kind)
-        theirs = np.mean([log_ratios(other, evidence, self.part, self.kind) for other in others], axis=0)
+        mine = log_ratios(evidence.subject, evidence, self.part, self.ratio)
+        theirs = np.mean([log_ratios(other, evidence, self.part, self.ratio) for other in others], axis=0)
         found = tofu.paired(mine, theirs, clusters, self.margin)
         name, part, variant = self.labels(evidence)
         return Score(
@@ -254,7 +254,7 @@ class ModelUtility(Metric):
             ``retain_perturbed``, which brings wrong answers.
         facts: the parts of which the right answer's share among all answers counts; for invented people
             ``[world]``.
-        kind: of the truth ratio.
+        ratio: of the truth ratio.
         decoding: how answers are written.
         definition: ``conformance`` adds 1e-10 to denominators.
 
@@ -266,7 +266,7 @@ class ModelUtility(Metric):
 
     retain: str = "retain"
     facts: tuple[str, ...] = ("real_authors", "world_facts")
-    kind: Ratio = "geometric"
+    ratio: Ratio = "geometric"
     decoding: Decoding = Decoding()
     definition: Definition = "corrected"
 
@@ -276,7 +276,7 @@ class ModelUtility(Metric):
 
     def labels(self, evidence: Evidence) -> tuple[str, str, str]:
         words = [] if (self.retain, self.facts) == _TOFU else [self.retain, *self.facts]
-        words += [self.kind, *language.decoded(self.decoding)]
+        words += [self.ratio, *language.decoded(self.decoding)]
         return "model utility", "", _conforming(words, self.definition)
 
     def measure(self, evidence: Evidence) -> Score:
@@ -312,7 +312,7 @@ class ModelUtility(Metric):
         return Ability(
             probability=probability,
             rouge=language.over_samples(written, text.rouge(said, repeated).recall),
-            truth=tofu.truthfulness(tofu.truth_ratio(right, wrong, self.kind, self.definition)),
+            truth=tofu.truthfulness(tofu.truth_ratio(right, wrong, self.ratio, self.definition)),
             clusters=None if clusters is None else clusters.numpy(),
         )
 
