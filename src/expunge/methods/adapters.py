@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from dataclasses import replace
 from functools import partial
 from typing import Any, cast
@@ -123,7 +124,7 @@ def _plain(name: str) -> str:
     return name.replace(".", "/")
 
 
-class Assisted(Watch):
+class Assisted(Watch, ABC):
     """A second model beside the first: its first blocks and output layer with an adapter.
 
     Both share every weight and one key-value cache, in which the assistant's layers follow the model's; so
@@ -150,9 +151,9 @@ class Assisted(Watch):
         """How many of the blocks the assistant has."""
         return int(cast(Any, body).config.num_hidden_layers)
 
+    @abstractmethod
     def combined(self, target: Tensor, assistant: Tensor) -> Tensor:
         """The logits in place of the target's, of ``(N, K, V)`` each, in float32."""
-        raise NotImplementedError
 
     def after(self, model: nn.Module, call: Call, logits: Tensor, output: Any) -> Tensor:
         body, head = body_and_head(model)

@@ -144,9 +144,9 @@ class GradientMethod(Method):
         """State for the run, computed once; arrives as ``step.state``."""
         return None
 
-    def unlearn(self, model: nn.Module, split: Split, task: Task, session: Session) -> nn.Module:
-        self.check(split, task)
-        plan = Plan(
+    def plan(self, model: nn.Module, split: Split, task: Task, session: Session) -> Plan:
+        """All that the loop needs for one request."""
+        return Plan(
             what=methods.name_of(self),
             objective=self.objective,
             parts={"forget": split.forget, "retain": split.retain},
@@ -159,7 +159,10 @@ class GradientMethod(Method):
             mode=self.mode,
             state=self.setup(model, split, task, session),
         )
-        return optimise(model, plan, task, session)
+
+    def unlearn(self, model: nn.Module, split: Split, task: Task, session: Session) -> nn.Module:
+        self.check(split, task)
+        return optimise(model, self.plan(model, split, task, session), task, session)
 
 
 @dataclass(frozen=True, kw_only=True)

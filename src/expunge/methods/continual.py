@@ -16,7 +16,7 @@ from expunge.errors import ConfigError, Unsupported
 from expunge.methods.base import GradientMethod, methods
 from expunge.methods.scopes.lora import LoRA
 from expunge.tasks.base import Task
-from expunge.training.loop import Pass, Plan, optimise
+from expunge.training.loop import Pass, optimise
 from expunge.training.optim import AdamW, Optim
 from expunge.training.scope import Scope
 from expunge.training.session import Session
@@ -110,22 +110,6 @@ class GroupSparseLoRA(GradientMethod):
             run.groups = run.groups or adapter_groups(step.model)
             terms["structure"] = self.alpha * group_norms(run.groups).sum()
         return terms
-
-    def plan(self, model: nn.Module, split: Split, task: Task, session: Session) -> Plan:
-        """All that the loop needs for one request."""
-        return Plan(
-            what=methods.name_of(self),
-            objective=self.objective,
-            parts={"forget": split.forget, "retain": split.retain},
-            passes=self.passes,
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            optim=self.optim,
-            scope=self.scope,
-            modifiers=self.modifiers,
-            mode=self.mode,
-            state=self.setup(model, split, task, session),
-        )
 
     def unlearn(self, model: nn.Module, split: Split, task: Task, session: Session) -> nn.Module:
         self.check(split, task)

@@ -105,14 +105,17 @@ class Attack(Metric):
         return Tried(budgets, np.array(kept[keys[1]]).reshape(len(budgets), -1))
 
     def curves(self, evidence: Evidence, found: Tried) -> dict[str, Any]:
-        """The curve over the budget, and the retrained models' mean beside it, where there are any."""
+        """The curve over the budget, and beside it the mean of the retrained models that can be attacked.
+
+        The rows of the others say why they cannot.
+        """
         if len(found.budgets) < 2:
             return {}
         shown: dict[str, Any] = {"curve": found.curve, "x_label": self.x_label, "y_label": self.y_label}
         others = []
         for other in evidence.retrained:
             if other is not evidence.subject:
-                with contextlib.suppress(ExpungeError):  # their own rows say why
+                with contextlib.suppress(ExpungeError):
                     others.append(np.nanmean(self.found(evidence.of(other)).success, 1))
         if others and all(len(other) == len(found.budgets) for other in others):
             means = np.mean(others, 0)
