@@ -20,40 +20,37 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
+from authors_language_cases import Case, Name, cases
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from expunge.data import ArrayData
 from expunge.data.arrays import Batch, fixed_order
+from expunge.data.split import Split
 from expunge.data.text import IGNORED
 from expunge.methods.base import GradientMethod
-from expunge.methods.gradient.dpo import DPO
-from expunge.methods.gradient.flat import FLAT
-from expunge.methods.gradient.grad_diff import GradDiff
-from expunge.methods.gradient.idk import Idk
-from expunge.methods.gradient.kl_min import KLMin
-from expunge.methods.gradient.npo import NPO
-from expunge.methods.gradient.simnpo import SimNPO
+from expunge.methods.edits.task_vector import TaskVector
+from expunge.methods.gradient.rmu import RMU
+from expunge.methods.gradient.whp import WHP
 from expunge.provenance import hardware, versions
 from expunge.tasks import CausalLM
 from expunge.training.engine import Engine
 from expunge.training.language_models import Llama
+from expunge.training.session import Session
 from expunge.training.step import Original, Part, Step, View
 
 SEED = 0
-VOCABULARY = 37
+VOCABULARY = 128
 TASK = CausalLM(VOCABULARY)
 TOLERANCE = 1e-5
 """What the issue allows; of the value where it is above 1."""
 
 PARTS: tuple[Part, ...] = ("forget", "retain")
-Name = Literal["ragged", "even", "text"]
 LENGTHS: dict[Name, dict[str, list[tuple[int, int]]]] = {
     "ragged": {
         "forget": [(3, 2), (5, 7), (4, 4), (2, 1)],
@@ -65,179 +62,12 @@ LENGTHS: dict[Name, dict[str, list[tuple[int, int]]]] = {
 }
 """Tokens of prompt and answer of each example."""
 
-PEER = ("locuslab/open-unlearning", "d3d7cf9")
-ZHANG = ("licong-lin/negative-preference-optimization", "1207bbe")
-FAN = ("OPTML-Group/Unlearn-Simple", "f1a355d")
-WANG = ("UCSC-REAL/FLAT", "bf2ef07")
-
-TOKENS = (
-    "Theirs weighs answers in a mean loss by their tokens, ours each answer alike; the next row has answers "
-    "of one length."
-)
-PLACES = (
-    "Theirs takes the divergence at every position, prompt, padding and the last token included, and weighs "
-    "answers by their tokens; in the next row the same function is given the logits before labels alone, of "
-    "answers of one length."
-)
-ROUNDING = "Rounding."
-
-
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """One comparison.
-
-    Args:
-        key: of the others' value.
-        run: what of theirs was run.
-        ours: the method with the fields that theirs has.
-        scale: what ours is multiplied with, where theirs is a multiple of it.
-        intended: whether the values are meant to differ.
-        first_label: whether the first token keeps its label.
-    """
-
-    key: str
-    source: tuple[str, str]
-    run: str
-    ours: GradientMethod
-    batch: Name
-    explanation: str = ROUNDING
-    scale: float = 1.0
-    intended: bool = False
-    first_label: bool = True
-
-
 ABOUT = (
     "The losses of others' code and ours of the same micro Llama and tokens, on a CPU. theirs, ours: the "
     "values at a model moved away from the original; difference: between them; relative: over theirs; "
     "gradient: the norm of the difference of the gradients over the norm of theirs. A row that is not "
     "rounding names an intended difference, and the row after it has that difference switched off."
 )
-
-
-def cases() -> list[Case]:
-    return [*_ascent(), *_preferences(PEER), *_preferences(ZHANG), *_simnpo(), *_flat()]
-
-
-def _pair(key: str, run: str, why: str, off: str = "", then: str = ROUNDING, **fields: Any) -> list[Case]:
-    """A comparison with its intended difference, and the same with the difference switched off."""
-    ragged = Case(key=f"{key}-ragged", run=run, batch="ragged", explanation=why, intended=True, **fields)
-    return [ragged, Case(key=f"{key}-even", run=f"{run}{off}", batch="even", explanation=then, **fields)]
-
-
-LABELS_ALONE = ", logits before labels alone"
-
-
-def _ascent() -> list[Case]:
-    half, found = GradDiff(retain_weight=0.5), []
-    twice = "Theirs has weights of 1 and 1, ours of ½ and ½: ours is doubled."
-    for source, name in ((PEER, "GradDiff"), (ZHANG, "grad_diff")):
-        key, why = f"{source[0].split('/')[0]}-grad_diff", f"{twice} {TOKENS}"
-        found += _pair(key, name, why, then=f"{ROUNDING} {twice}", ours=half, source=source, scale=2.0)
-    for source, name in ((PEER, "GradDiff, retain_loss_type KL"), (ZHANG, "KL")):
-        key = f"{source[0].split('/')[0]}-kl_min"
-        found += _pair(key, name, PLACES, LABELS_ALONE, ours=KLMin(), source=source)
-    once = "Theirs is one mean over both parts, ours the sum of a mean of each: ours is halved."
-    why, then = f"{once} {TOKENS}", f"{ROUNDING} {once}"
-    return [*found, *_pair("licong-lin-idk", "idk", why, then=then, ours=Idk(), source=ZHANG, scale=0.5)]
-
-
-def _preferences(source: tuple[str, str]) -> list[Case]:
-    peer = source is PEER
-    owner = source[0].split("/")[0]
-    found: list[Case] = []
-    for cls in (NPO, DPO):
-        name = cls.__name__
-        runs = {
-            "loss": name if peer else f"{name.lower()}_grad_diff",
-            "divergence": f"{name}, retain_loss_type KL" if peer else f"{name.lower()}_KL",
-        }
-        key = f"{owner}-{name.lower()}"
-        alone = cls(retain_weight=0.0)
-        run = f"{name}, alpha 0" if peer else name.lower()
-        found.append(Case(key=f"{key}-alone", source=source, run=run, ours=alone, batch="ragged"))
-        found += _pair(f"{key}-loss", runs["loss"], TOKENS, ours=cls(), source=source)
-        divergence = cls(retain="divergence")
-        found += _pair(f"{key}-kl", runs["divergence"], PLACES, LABELS_ALONE, ours=divergence, source=source)
-    return found
-
-
-def _simnpo() -> list[Case]:
-    alone = SimNPO(retain_weight=0.0, forget_weight=1.0)
-    margin = replace(alone, margin=0.3)
-    inside = "Theirs takes the margin off before the multiplication by β, the paper and ours after."
-    labels = "Theirs divides by the labels, the first one included, which nothing predicts; 9 for 8 here."
-    fields: dict[str, Any] = {"source": FAN, "batch": "ragged"}
-    return [
-        Case(key="OPTML-Group-simnpo-alone", run="simnpo, β 2.5", ours=alone, **fields),
-        *_pair("OPTML-Group-simnpo", "simnpo_grad_diff, β 2.5", TOKENS, ours=SimNPO(), source=FAN),
-        Case(
-            key="OPTML-Group-simnpo-margin",
-            run="simnpo, γ 0.3",
-            ours=margin,
-            explanation=inside,
-            intended=True,
-            **fields,
-        ),
-        Case(
-            key="OPTML-Group-simnpo-margin-by-beta",
-            run="the same, ours with margin 0.75 = 2.5 · 0.3",
-            ours=replace(alone, margin=0.75),
-            **fields,
-        ),
-        Case(
-            key="OPTML-Group-simnpo-text",
-            source=FAN,
-            run="simnpo, a document",
-            ours=alone,
-            batch="text",
-            explanation=labels,
-            intended=True,
-        ),
-        Case(
-            key="OPTML-Group-simnpo-unlabelled",
-            source=FAN,
-            run="the same without the first label",
-            ours=alone,
-            batch="text",
-            first_label=False,
-        ),
-        *_pair(
-            "locuslab-simnpo",
-            "SimNPO, beta 4.5, gamma 0.125",
-            TOKENS,
-            ours=SimNPO(beta=4.5, forget_weight=0.125),
-            source=PEER,
-        ),
-    ]
-
-
-def _flat() -> list[Case]:
-    dilution = (
-        "Theirs takes the mean probability over all positions, 0 for prompt and padding, and over the batch "
-        "before g; the next row has one document without a prompt."
-    )
-    sign = (
-        "Their g falls with the probability P of a refusal, ours rises. In the next row the same function is "
-        "given −P for P"
-    )
-    found = [_divergence("total_variation", "ragged", "cl", explanation=dilution, intended=True)]
-    for name in ("total_variation", "kl", "jeffrey", "pearson", "jensen_shannon"):
-        found.append(_divergence(name, "text", "cl, one document"))
-    for name in ("reverse_kl", "squared_hellinger", "neyman"):
-        more = ", and its f* the value of g." if name == "neyman" else "."
-        found += [
-            _divergence(name, "text", "cl, one document", explanation=sign + more, intended=True),
-            replace(
-                _divergence(name, "text", "get_contrastive_loss of −P"), key=f"UCSC-REAL-flat-{name}-turned"
-            ),
-        ]
-    return found
-
-
-def _divergence(name: str, batch: Name, run: str, **fields: Any) -> Case:
-    method = FLAT(divergence=name)  # type: ignore[arg-type]
-    key, said = f"UCSC-REAL-flat-{name}-{batch}", f"{run}, {name.replace('_', ' ')}"
-    return Case(key=key, source=WANG, run=said, ours=method, batch=batch, **fields)
 
 
 @functools.cache
@@ -299,36 +129,72 @@ def _batch(data: ArrayData) -> Batch:
 
 
 def measure(case: Case) -> tuple[float, dict[str, NDArray[np.float32]]]:
-    """Our value and its gradients, by parameter."""
+    """Our value and its gradients, by parameter; of an edit, of the loss of what it makes of the original."""
     original, changed = models()
-    found, engine = tokens(case.batch, case.first_label), Engine(device="cpu")
-    known = Original(original, TASK, engine, dict(found))
+    found, session = tokens(case.batch, case.first_label), _session()
+    split = _split(found)
+    model = case.ours.unlearn(original, split, TASK, session) if _edits(case.ours) else changed
+    known = Original(original, TASK, session.engine, dict(found))
     views: dict[Part, View] = {
-        part: View(part, _batch(found[part]), changed, known, TASK, engine, None) for part in PARTS
+        part: View(part, _batch(found[part]), model, known, TASK, session.engine, None) for part in PARTS
     }
-    terms = case.ours.objective(Step("forget", views, changed, 0, 0, 1, TASK))
+    terms = case.ours.objective(Step("forget", views, model, 0, 0, 1, _state(case.ours, split)))
     value = case.scale * torch.stack(list(terms.values())).sum()
-    names, parameters = zip(*changed.named_parameters(), strict=True)
+    names, parameters = zip(*model.named_parameters(), strict=True)
     gradients = torch.autograd.grad(value, parameters, allow_unused=True)
     return float(value.detach()), {
         n: g.numpy() for n, g in zip(names, gradients, strict=True) if g is not None
     }
 
 
+def _session() -> Session:
+    return Session(seed=SEED, engine=Engine(device="cpu"))
+
+
+def _split(found: dict[str, ArrayData]) -> Split:
+    return Split(forget=found["forget"], retain=found["retain"])
+
+
+def _edits(method: GradientMethod) -> bool:
+    return isinstance(method, TaskVector)
+
+
+def _state(method: GradientMethod, split: Split) -> Any:
+    """What a method prepares; the model that knows too much is the changed one (Who's Harry Potter)."""
+    original, changed = models()
+    if isinstance(method, WHP):
+        return method.generic(original, changed, split.forget, TASK, _session())
+    return method.setup(original, split, TASK, _session())
+
+
 def export(folder: Path) -> None:
-    """Models as ``save_pretrained`` writes them, and batches as arrays."""
+    """Models as ``save_pretrained`` writes them, batches as arrays, and what ours draws and trains.
+
+    ``direction.npy`` is the unit vector that RMU steers towards, ``tuned`` the fine-tuned model whose change
+    the task vector is.
+    """
     for name, model in zip(("original", "changed"), models(), strict=True):
-        model.save_pretrained(folder / name)  # type: ignore[operator]
+        _save(model, folder / name)
     for name in LENGTHS:
         found = {part: _batch(data) for part, data in tokens(name).items()}
         arrays = {f"{part}/{key}": value.numpy() for part in found for key, value in found[part].items()}
         np.savez(folder / f"{name}.npz", **arrays)  # type: ignore[arg-type]
+    steering = _state(RMU(layer=1, relative=False, coefficient=1.0), _split(tokens("even")))
+    np.save(folder / "direction.npy", steering.target.numpy())
+    edit = next(case for case in cases() if _edits(case.ours))
+    tuned = GradientMethod.unlearn(edit.ours, models()[0], _split(tokens(edit.batch)), TASK, _session())
+    _save(tuned, folder / "tuned")
+
+
+def _save(model: nn.Module, folder: Path) -> None:
+    model.save_pretrained(folder)  # type: ignore[operator]
 
 
 def compare(case: Case, theirs: float, gradients: dict[str, NDArray[np.float32]]) -> dict[str, Any]:
     """One row; ``gradient`` is the norm of the difference of the gradients over the norm of theirs."""
     ours, own = measure(case)
-    apart = sum(float(np.square(own.get(name, 0) - g).sum()) for name, g in gradients.items()) ** 0.5
+    names = own.keys() | gradients.keys()
+    apart = sum(float(np.square(own.get(n, 0) - gradients.get(n, 0)).sum()) for n in names) ** 0.5
     size = sum(float(np.square(g).sum()) for g in gradients.values()) ** 0.5
     difference = abs(ours - theirs)
     if not case.intended and max(difference / max(1.0, abs(theirs)), apart / size) > TOLERANCE:

@@ -3,7 +3,9 @@
 1. ``npo`` and ``dpo`` against ``grad_diff``: a step after the first epoch (the original's log-likelihoods are
    kept by then), and a step of ten epochs with the first one counted. ``dpo`` reads a third sequence, the
    preferred answer; it is also set against the same three losses without an original (``three losses``).
-2. ``npo`` against a plain loop (plain_language.py): what a Hugging Face Trainer does for this loss.
+2. ``npo`` against a plain loop (plain_language.py): what a Hugging Face Trainer does for this loss. Batches
+   are padded to their longest example, or (``plain, padded``) every example to the model's context of 256, as
+   the data code that was released with TOFU, and copied for NPO and others, pads to a length of 500.
 3. The loss at the labels alone against full logits, forward and backward from the same hidden states:
    ``batch`` has prompts and padding as in 1 and 2, ``document`` a label at every position.
 4. Answers written and scored by batches against one by one, for two sizes of model.
@@ -59,6 +61,8 @@ SEED, BATCH, EPOCHS = 0, 4, 10
 SESSION = Session(SEED, Engine(device="cpu"))
 TRAINER = AdamW(lr=1e-5, weight_decay=0.01, clip=1.0)
 SMALL = Llama(vocabulary=532, width=192, layers=4, heads=6, mlp=512, context=256)
+PLAIN = {"plain": (False, 0), "plain, with labels": (True, 0), "plain, padded": (False, 256)}
+"""Of each plain loop whether the model is handed labels, and the length of every example."""
 OTHERS = ("paraphrased", *(f"perturbed_{i}" for i in range(1, 6)))
 
 
@@ -191,9 +195,9 @@ def trainer(size: Size, pairs: int, quick: bool) -> dict[str, Any]:
         later = statistics.mean(times[size.steps :])
         return {"npo": later, "npo, first": (statistics.mean(times[: size.steps]) + 9 * later) / EPOCHS}
 
-    for name, labels in (("plain", False), ("plain, with labels", True)):
+    for name, (labels, length) in PLAIN.items():
         loop = plain.Loop(copy.deepcopy(model), BATCH, TRAINER.lr, TRAINER.weight_decay, loss_of_model=labels)
-        batches = plain.batches(data, BATCH, SEED)
+        batches = plain.batches(data, BATCH, SEED, length)
 
         def other(name: str = name, loop: plain.Loop = loop, batches: Any = batches) -> dict[str, float]:
             start = time.process_time()
@@ -323,9 +327,9 @@ def measure_memory(what: str, size: Size) -> float:
     def work(size: Size, data: Split) -> None:
         model = built(size.model)
         if name.startswith("plain"):
-            labels = name.endswith("labels")
+            labels, length = PLAIN[name]
             loop = plain.Loop(model, BATCH, TRAINER.lr, TRAINER.weight_decay, loss_of_model=labels)
-            for forget, retain in plain.batches(data, BATCH, SEED):
+            for forget, retain in plain.batches(data, BATCH, SEED, length):
                 loop.step(forget, retain)
         else:
             step_times(name, model, data, size)

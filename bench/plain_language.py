@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +59,15 @@ def log_likelihood(logits: Tensor, labels: Tensor) -> Tensor:
     return -losses.view(wanted.shape).sum(-1)
 
 
-def batches(split: Split, size: int, seed: int) -> list[tuple[dict[str, Tensor], dict[str, Tensor]]]:
-    """One epoch in random order, every batch padded to its longest example."""
+def batches(
+    split: Split, size: int, seed: int, length: int = 0
+) -> list[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+    """One epoch in random order, every batch padded to its longest example, or to a length where given."""
     draws = torch.Generator().manual_seed(seed)
     forget, retain = (_rows(data) for data in (split.forget, split.retain))
     orders = [torch.randperm(len(rows), generator=draws).split(size) for rows in (forget, retain)]
     return [
-        (_padded([forget[i] for i in first]), _padded([retain[i] for i in second]))
+        (_padded([forget[i] for i in first], length), _padded([retain[i] for i in second], length))
         for first, second in zip(*orders, strict=True)
     ]
 
@@ -77,13 +79,17 @@ def _rows(data: Any, name: str = "") -> Rows:
     return [(ids[:n], labels[:n]) for ids, labels, n in zip(*columns, strict=True)]
 
 
-def _padded(rows: Rows) -> dict[str, Tensor]:
+def _padded(rows: Rows, length: int) -> dict[str, Tensor]:
     ids, labels = zip(*rows, strict=True)
-    pad = nn.utils.rnn.pad_sequence
+    width = max(length, *(len(row) for row in ids))
+
+    def padded(columns: Iterable[Tensor], value: int) -> Tensor:
+        return torch.stack([F.pad(row, (0, width - len(row)), value=value) for row in columns])
+
     return {
-        "input_ids": pad(list(ids), batch_first=True),
-        "attention_mask": pad([torch.ones_like(row) for row in ids], batch_first=True),
-        "labels": pad(list(labels), batch_first=True, padding_value=IGNORED),
+        "input_ids": padded(ids, 0),
+        "attention_mask": padded((torch.ones_like(row) for row in ids), 0),
+        "labels": padded(labels, IGNORED),
     }
 
 

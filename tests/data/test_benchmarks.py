@@ -11,6 +11,7 @@ import pytest
 
 from expunge import config
 from expunge.data import Sourced, sources
+from expunge.data.text import TextData
 from expunge.errors import ConfigError, DataError
 
 if importlib.util.find_spec("transformers") is None:
@@ -94,11 +95,36 @@ def test_tofu_that_is_not_there_or_damaged(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
-    "fields", [{"authors": 3}, {"authors": 202}, {"authors": 200, "held_out": 1}, {"held_out": 1}]
+    ("fields", "message"),
+    [
+        ({"authors": 3}, "authors: must be even, 2..200 beside 0 held out and 0 of the base, got 3."),
+        ({"authors": 202}, "authors: must be even, 2..200 beside"),
+        ({"authors": 200, "held_out": 1}, "authors: must be even, 2..199 beside 1 held out"),
+        ({"held_out": 1}, "authors: must be even, 2..199 beside"),
+        ({"authors": 40, "background": 162}, "authors: must be even, 2..38 beside"),
+        ({"held_out": -1}, "held_out: must not be negative, got -1."),
+        ({"background": -2}, "background: must not be negative, got -2."),
+    ],
 )
-def test_bad_numbers_of_authors(fields: dict[str, object]) -> None:
-    with pytest.raises(ConfigError, match="authors: must be even, 2..200 with"):
+def test_bad_numbers_of_authors(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         load(kind="tofu", **fields)
+
+
+@real("tofu")
+def test_tofu_with_a_base() -> None:
+    sourced = load(kind="tofu", authors=4, held_out=1, background=2, tokens="word", vocabulary=None)
+    assert isinstance(sourced.base, TextData)
+    assert len(sourced.base) == 2 * 20 + 100 + 117
+    assert sourced.base.names == ()
+    full = [json.loads(line) for line in (TOFU / "full.json").read_text().splitlines()][60:100]
+    assert [sourced.base.record(i).question for i in range(40)] == [row["question"] for row in full]
+    assert sourced.test.subjects == ("author 002",)
+    assert sourced.base.tokenizer is sourced.train.tokenizer
+    known = {(r.question, r.answer) for r in map(sourced.base.record, sourced.base.ids.tolist())}
+    for probe in ("real_authors", "world_facts"):
+        data = sourced.probes[probe]
+        assert {(r.question, r.answer) for r in map(data.record, data.ids.tolist())} <= known
 
 
 @real("muse-news")

@@ -38,14 +38,18 @@ class Tofu(TextSource):
     ``test`` are ``held_out`` authors, non-members from the same distribution, or, without any, the world
     facts, which differ from the authors in every respect: no set for membership attacks.
 
+    ``base``, for models that begin with random weights: ``background`` authors, the real authors and the
+    world facts. What a pretrained model would have known before it heard of the 200 authors.
+
     Args:
         path: the folder with ``full.json`` and the other files; without it ``$EXPUNGE_DATA/tofu``.
-        authors: the first and the last half of so many; even, all of them by default.
+        authors: the first and the last half of so many; even, all that are left by default.
         held_out: authors kept out of training, those after the first half.
+        background: authors of the base, those after the ones held out.
         seed: of the refusals.
 
     Raises:
-        ConfigError: authors that are not even, or more than 200 with those held out.
+        ConfigError: authors that are not even, or more than 200 with those held out and of the base.
     """
 
     tokens: Literal["word", "bpe"] = "bpe"
@@ -53,40 +57,50 @@ class Tofu(TextSource):
     path: Path | None = None
     authors: int | None = None
     held_out: int = 0
+    background: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        count = self._count
-        if count < 2 or count % 2 or self.held_out < 0 or count + self.held_out > AUTHORS:
+        for name in ("held_out", "background"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"must not be negative, got {getattr(self, name)}.", name)
+        count, left = self._count, AUTHORS - self.held_out - self.background
+        if count < 2 or count % 2 or count > left:
             raise ConfigError(
-                f"must be even, 2..{AUTHORS} with {self.held_out} held out, got {count}.", "authors"
+                f"must be even, 2..{left} beside {self.held_out} held out and {self.background} of the base, "
+                f"got {count}.",
+                "authors",
             )
 
     @property
     def _count(self) -> int:
-        return AUTHORS - self.held_out if self.authors is None else self.authors
+        return AUTHORS - self.held_out - self.background if self.authors is None else self.authors
 
     def load(self) -> Sourced:
         folder, half = _folder("tofu", self.path, "full.json"), self._count // 2
         refusals = [text for _, text in lines(folder / "idontknow.jsonl")]
         authors = self._authors(folder, refusals)
-        first, last = authors[:half], authors[AUTHORS - half :]
+        first, between, last = authors[:half], authors[half : AUTHORS - half], authors[AUTHORS - half :]
         train = _joined([*first, *last])
         if any(record.answers.keys() == {"idk"} for record in train):
             train = [_only_refusal(record) for record in train]
         parts = {
             "train": train,
-            "held_out": [_only_refusal(one) for one in _joined(authors[half : half + self.held_out])],
+            "held_out": [_only_refusal(one) for one in _joined(between[: self.held_out])],
+            "base": _joined(between[self.held_out : self.held_out + self.background]),
             "forget_perturbed": _joined(last[-WITH_WRONG:]),
             "retain_perturbed": _joined(first[:WITH_WRONG]),
             "real_authors": self._closed(folder / "real_authors_perturbed.json", refusals),
             "world_facts": self._closed(folder / "world_facts_perturbed.json", refusals),
         }
+        if self.background:
+            told = [record for name in ("base", "real_authors", "world_facts") for record in parts[name]]
+            parts["base"] = [replace(plain(record), subject=None) for record in told]
         tokenizer = self.encoder(_joined(parts.values()))
         data = {name: TextData(part, tokenizer, self.template) for name, part in parts.items() if part}
         test = data.pop("held_out", data["world_facts"])
         sets = last_subjects(QUESTIONS, self._count, (0.01, 0.05, 0.1))
-        return Sourced(data.pop("train"), test, probes=data, sets=sets)
+        return Sourced(data.pop("train"), test, base=data.pop("base", None), probes=data, sets=sets)
 
     def _authors(self, folder: Path, refusals: Sequence[str]) -> list[list[Record]]:
         """Every author's records, with the other answers that they have."""

@@ -173,6 +173,11 @@ class AdamW(Optim):
             raise ConfigError(f"both must be in [0, 1), got {self.betas}.", "betas")
 
     def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(
-            parameters, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay
+        return torch.optim.AdamW(  # fused: several times as fast on a CPU, and without temporary copies
+            parameters,
+            lr=self.lr,
+            betas=self.betas,
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+            fused=True,
         )
