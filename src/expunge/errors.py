@@ -7,7 +7,10 @@ one line, without a traceback, and ends with exit code 2.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 
 class ExpungeError(Exception):
@@ -61,7 +64,55 @@ class RunError(ExpungeError):
 
 
 class Diverged(ExpungeError):
-    """A loss or a weight became NaN or infinite."""
+    """A loss, a gradient or a weight became NaN or infinite.
+
+    ``what`` was being trained; ``model`` is the last state of it with finite losses, None where none is left.
+    """
+
+    def __init__(self, message: str, *, what: str = "", model: Any = None) -> None:
+        self.what, self.model = what, model
+        super().__init__(message)
+
+
+class OutOfMemory(ExpungeError):
+    """The memory of the machine or of its accelerator is too small for the settings."""
+
+
+FITS = (
+    "Lower batch_size; or set engine.accumulate=4, the same step with a quarter of the activations; or "
+    "engine.dtype=bfloat16; or train less, with scope=lora or last_layers. Activation checkpointing: from "
+    "Python, model.gradient_checkpointing_enable()."
+)
+
+_ASKED = re.compile(r"[Tt]ri?e[dy] to allocate ([\d.]+ ?(?:[KMGT]i?B|bytes))")
+_FULL = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
+
+
+def memory_error(error: BaseException) -> OutOfMemory | None:
+    """What to say instead of an error of torch or Python about memory; None for any other error."""
+    said = " ".join(str(error).split())
+    full = isinstance(error, MemoryError) or any(sign in said.lower() for sign in _FULL)
+    if not isinstance(error, (MemoryError, RuntimeError)) or not full:
+        return None
+    asked = _ASKED.search(said)
+    wanted = f" (it asked for {asked[1]} more)" if asked else ""
+    return OutOfMemory(f"the memory is full{wanted}. {FITS}")
+
+
+@contextmanager
+def fitting_memory() -> Iterator[None]:
+    """Errors about memory inside the block, or the decorated function, say which settings would fit.
+
+    Raises:
+        OutOfMemory: the memory is full.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        found = memory_error(error)
+        if found is None:
+            raise
+        raise found from None
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -41,6 +41,10 @@ class Method(ABC):
     prepared_by: ClassVar[tuple[str, ...]] = ()
     """The fields that decide what is made once, before any request, and shared by all: see ``prepare``."""
 
+    def promise(self) -> str:
+        """What the guarantee amounts to with these settings, in a sentence; nothing more by default."""
+        return ""
+
     def check(self, split: Split, task: Task) -> None:
         """Refuses a forget set or a task that can be known to be wrong before anything is trained.
 
@@ -162,6 +166,7 @@ class GradientMethod(Method):
 
     def unlearn(self, model: nn.Module, split: Split, task: Task, session: Session) -> nn.Module:
         self.check(split, task)
+        task = task.unlearning()
         return optimise(model, self.plan(model, split, task, session), task, session)
 
 

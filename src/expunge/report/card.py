@@ -7,12 +7,13 @@ and a difference that was not found is only that.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from expunge import config
 from expunge.errors import ConfigError
 from expunge.evaluation.report import Report
 from expunge.evaluation.table import Row, Table
@@ -88,21 +89,24 @@ def _promises(table: Table) -> Iterator[str]:
     for row in table.by_role("unlearned"):
         kind = str((row.method or {}).get("kind", ""))
         named = f"{_plain(row.name)} (`{kind}`)" if kind and kind != row.name else _plain(row.name)
-        classes.setdefault(_guarantee(kind), []).append(named)
+        classes.setdefault(_guarantee(row.method or {}), []).append(named)
     for sentence, names in classes.items():
         yield f"{wording.listing(names)}: {sentence}"
     for name, error in layout.failed(table):
         yield f"{_plain(name)} gave no model: {_plain(error)}"
 
 
-def _guarantee(kind: str) -> str:
+def _guarantee(settings: Mapping[str, Any]) -> str:
     """What a method says of itself; a method that is not known here promises nothing."""
     from expunge.methods.base import methods
 
+    stated = ""
     try:
-        return GUARANTEES[methods.get(kind).guarantee]
-    except ConfigError:
-        return UNKNOWN
+        stated = GUARANTEES[methods.get(str(settings.get("kind", ""))).guarantee]
+        promise = config.build(methods, dict(settings)).promise()
+    except ConfigError:  # nothing by this name, or with settings of another version
+        return stated or UNKNOWN
+    return f"{stated} {promise}".strip()
 
 
 def _headroom(table: Table) -> Iterator[str]:

@@ -17,8 +17,10 @@ from expunge.errors import Diverged, Unsupported
 from expunge.tasks.base import Task
 from expunge.training.modifier import Gradients, Modifier
 from expunge.training.optim import Curved, ForwardOnly, Optim
+from expunge.training.private import Private, PrivateGradient
 from expunge.training.scope import Everything, Scope
 from expunge.training.session import Event, Session
+from expunge.training.soundness import spoilt, unsound
 from expunge.training.step import Original, Part, Step, View
 
 Terms = dict[str, Tensor]
@@ -57,6 +59,8 @@ class Plan:
         mode: ``train`` or ``eval``: whether BatchNorm and dropout behave as in training.
         state: handed to the objective as ``step.state``.
         after: called with the model after every step, for watchers that stop early: True stops.
+        private: batches and gradients are those of DP-SGD: one part, and an objective that is a mean over
+            its examples. No losses are reported: nothing hides an example in them.
     """
 
     what: str
@@ -71,13 +75,15 @@ class Plan:
     mode: Literal["train", "eval"] = "train"
     state: Any = None
     after: Callable[[nn.Module, int], bool] | None = None
+    private: Private | None = None
 
 
 def optimise(model: nn.Module, plan: Plan, task: Task, session: Session) -> nn.Module:
     """A copy of the model, optimised; the model passed in is not changed.
 
     Raises:
-        Diverged: a term of the objective or a weight became NaN or infinite.
+        Diverged: a term of the objective, a gradient or a weight became NaN or infinite; it says at which
+            step, and ``model`` is the model as it was before it.
         Unsupported: the scope, a modifier or the task cannot serve this model.
     """
     with seeding.seeded(seeding.derive(session.seed, "loop")):
@@ -98,6 +104,7 @@ class _Run:
         self.trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         if isinstance(plan.optim, ForwardOnly):
             _check_still(self.model, plan.mode)
+        self.private = self._private(plan.private) if plan.private is not None else None
         self.optimizer = plan.optim.optimizer(self.trained.values())
         self.protect = any(m.protects_retain for m in plan.modifiers)
         self.separate = any(m.separate for m in plan.modifiers)
@@ -125,7 +132,7 @@ class _Run:
                         break
                 if stop:
                     break
-            self._check(sums, epoch)
+            self._report(sums, epoch)
             if stop:
                 break
         return self._finish(index)
@@ -142,6 +149,11 @@ class _Run:
         for modifier, state in zip(self.plan.modifiers, self.states, strict=True):
             objective = partial(modifier.terms, objective=objective, state=state)
         return objective
+
+    def _private(self, private: Private) -> PrivateGradient:
+        private.check(self.model, self.plan.optim, self.plan.modifiers)
+        (data,) = self.plan.parts.values()
+        return PrivateGradient(private, self.model, self.trained, data, self.plan.batch_size, self.session)
 
     def _scope(self, model: nn.Module) -> Scope:
         scope = self.plan.scope
@@ -189,6 +201,8 @@ class _Run:
 
     def _once(self, part: Part, size: int) -> Iterator[Batch]:
         data = self.plan.parts[part]
+        if self.plan.private is not None:
+            return self.plan.private.batches(data, size, self.engine.torch_device, self.draws)
         order = data.random_order(size, self.draws)
         return data.batches(order, device=self.engine.torch_device, generator=self.draws)
 
@@ -203,28 +217,36 @@ class _Run:
         logged: dict[str, Tensor] = {}
         sampled: Gradients = {}
         optim, examples = self.plan.optim, sum(len(batch["ids"]) for batch in drawn.values())
-        for weights, chunk in _chunks(drawn, self.engine.accumulate):
 
-            def evaluate(weights: dict[str, float] = weights, chunk: dict[Part, Batch] = chunk) -> Terms:
-                views = {part: View(part, batch, *shared) for part, batch in chunk.items()}
-                if isinstance(optim, Curved) and optim.samples(index):
-                    self._sample(sampled, views.values(), examples)
-                step = Step(pass_.over, views, self.model, epoch, index, self.total, self.plan.state)
-                return {
-                    name: weights.get("retain" if name == PROBE else name, weights[pass_.over]) * value
-                    for name, value in self._probed(self.objective(step), step).items()
-                }
+        def evaluate(weights: dict[str, float], chunk: dict[Part, Batch]) -> Terms:
+            views = {part: View(part, batch, *shared) for part, batch in chunk.items()}
+            if isinstance(optim, Curved) and optim.samples(index):
+                self._sample(sampled, views.values(), examples)
+            step = Step(pass_.over, views, self.model, epoch, index, self.total, self.plan.state)
+            return {
+                name: weights.get("retain" if name == PROBE else name, weights[pass_.over]) * value
+                for name, value in self._probed(self.objective(step), step).items()
+            }
 
+        def loss(batch: Batch) -> Tensor:
+            return torch.stack(list(evaluate({pass_.over: 1.0}, {pass_.over: batch}).values())).sum()
+
+        if self.private is not None:
+            total["total"] = self.private.noised(loss, drawn[pass_.over])
+        chunks = _chunks(drawn, self.engine.accumulate) if self.private is None else ()
+        for weights, chunk in chunks:
             if isinstance(optim, ForwardOnly):
-                terms = self._estimate(total, evaluate, optim, index)
+                terms = self._estimate(total, partial(evaluate, weights, chunk), optim, index)
             else:
-                terms = self._add(total, evaluate())
+                terms = self._add(total, evaluate(weights, chunk))
             for name, value in terms.items():
                 if name != PROBE:
                     logged[name] = logged.get(name, 0) + value.detach()
         for modifier, state in zip(self.plan.modifiers, self.states, strict=True):
             total = modifier.gradients(total, state, self.optimizer)
         total.pop(PROBE, None)
+        if (wrong := unsound(logged, total)) is not None:
+            raise self._diverged(f"{wrong} at step {index + 1} of {self.total}", self._left())
         self._apply(total, sampled, examples, index)
         return logged
 
@@ -296,30 +318,31 @@ class _Run:
         for modifier, state in zip(self.plan.modifiers, self.states, strict=True):
             modifier.after_step(self.model, state)
 
-    def _check(self, sums: dict[str, list[Tensor]], epoch: int) -> None:
+    def _report(self, sums: dict[str, list[Tensor]], epoch: int) -> None:
         means = {name: float(torch.stack(values).mean()) for name, values in sums.items()}
-        for name, value in means.items():
-            if value != value or abs(value) == float("inf"):
-                raise Diverged(
-                    f"{self.plan.what}: the term '{name}' became {value} in epoch {epoch + 1}. "
-                    f"Lower the learning rate (now {self.plan.optim.lr}) or set optim.clip."
-                )
         self.session.emit(Event("evaluated", self.plan.what, epoch + 1, self.plan.epochs, means))
 
     def _finish(self, index: int) -> nn.Module:
+        model = self._left()
+        if (name := spoilt(model)) is not None:
+            raise self._diverged(f"the weights of '{name}' are no longer finite")
+        self.session.emit(Event("finished", self.plan.what, index, self.total))
+        return model
+
+    def _left(self) -> nn.Module:
+        """The model as it is, out of the scope and in evaluation mode."""
         for parameter in self.trained.values():
             parameter.grad = None
         model = self.scope.leave(self.model)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(self.flags[name])
-        for name, value in model.state_dict().items():
-            if value.is_floating_point() and not torch.isfinite(value).all():
-                raise Diverged(
-                    f"{self.plan.what}: the weights of '{name}' are no longer finite. "
-                    f"Lower the learning rate (now {self.plan.optim.lr}) or set optim.clip."
-                )
-        self.session.emit(Event("finished", self.plan.what, index, self.total))
         return model.eval()
+
+    def _diverged(self, said: str, kept: nn.Module | None = None) -> Diverged:
+        """What is raised; it holds the last model whose losses and gradients were finite, if one is left."""
+        kept = None if kept is None or spoilt(kept) is not None else kept
+        rate = f"Lower the learning rate (now {self.plan.optim.lr}) or set optim.clip."
+        return Diverged(f"{self.plan.what}: {said}. {rate}", what=self.plan.what, model=kept)
 
 
 def _sum(found: Iterable[Gradients]) -> Gradients:
