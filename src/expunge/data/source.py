@@ -66,6 +66,8 @@ sources: Registry[DataSource] = Registry(
         "expunge.data.poison",
         "expunge.data.language",
         "expunge.data.benchmarks",
+        "expunge.data.canvas",
+        "expunge.data.faces",
     ),
 )
 
