@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -21,6 +22,9 @@ from expunge.training.models import models
 from expunge.training.optim import AdamW
 from expunge.training.recipe import Recipe, Training
 from expunge.training.session import Session
+
+if TYPE_CHECKING:
+    from tests.canvases import CanvasModel
 
 torch.set_num_threads(1)
 
@@ -55,6 +59,15 @@ class Setting:
 def setting(request: pytest.FixtureRequest) -> Setting:
     """One of ``NAMES``; ``@pytest.mark.parametrize("setting", ["regression"], indirect=True)`` picks."""
     return _setting(request.param)
+
+
+@pytest.fixture(scope="session")
+def trained_canvas(request: pytest.FixtureRequest) -> CanvasModel:
+    """The trained text-to-image model of ``tests.canvases``, for tests that are marked ``slow``."""
+    pytest.importorskip("diffusers")
+    from tests.canvases import trained
+
+    return trained(request.config.cache.mkdir("canvases"))
 
 
 @functools.cache

@@ -69,7 +69,8 @@ def test_round_trip_and_seeds(spec: dict[str, object]) -> None:
 
 def test_every_kind_is_tried_here() -> None:
     language = ["causal_lm", "gpt_neox", "llama", "moe"]  # test_language_models.py
-    assert models.names() == sorted([*language, *(str(spec["kind"]) for spec in SPECS + OTHERS)])
+    diffusion = ["class_denoiser", "pipeline", "text_to_image"]  # test_diffusion_models.py
+    assert models.names() == sorted([*language, *diffusion, *(str(spec["kind"]) for spec in SPECS + OTHERS)])
 
 
 @pytest.mark.parametrize(

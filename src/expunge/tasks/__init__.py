@@ -5,5 +5,6 @@ from expunge.tasks.causal_lm import CausalLM
 from expunge.tasks.classification import Classification
 from expunge.tasks.diffusion import Diffusion
 from expunge.tasks.regression import Regression
+from expunge.tasks.vision_language import VisionLanguage
 
-__all__ = ["CausalLM", "Classification", "Diffusion", "Regression", "Task", "tasks"]
+__all__ = ["CausalLM", "Classification", "Diffusion", "Regression", "Task", "VisionLanguage", "tasks"]

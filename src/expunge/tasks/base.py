@@ -50,6 +50,10 @@ class Task(ABC):
         """
         return batch
 
+    def unlearning(self) -> Task:
+        """The task as unlearning methods see it: without what ``prepare`` does to help training alone."""
+        return self
+
     @abstractmethod
     def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
         """What the model says: logits, predictions, predicted noise. Shape ``(N, …)``."""

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from expunge.data.hub import local
 from expunge.errors import CheckpointError, ConfigError, MissingExtra
 from expunge.training.models import ModelSpec, models
 from expunge.training.pretrained import pretrained
@@ -148,7 +149,7 @@ class PretrainedLm(ModelSpec):
     the model as it was before it saw what is to be forgotten.
 
     Args:
-        path: the folder; nothing is downloaded, and no code in it is run.
+        path: the folder, or the id of a model of the Hub; no code in it is run.
         dtype: of the weights.
         quantised: ``"8bit"`` or ``"4bit"`` weights through bitsandbytes. Such weights cannot be trained,
             only adapters on them.
@@ -164,14 +165,15 @@ class PretrainedLm(ModelSpec):
     quantised: Literal["8bit", "4bit"] | None = None
 
     def network(self) -> nn.Module:
-        if not self.path.is_dir():
+        path = local(self.path)
+        if not path.is_dir():
             raise CheckpointError(
-                f"'{self.path}' is not a folder. Give one that save_pretrained wrote; a model of the Hugging "
-                "Face Hub is fetched by 'hf download NAME --local-dir FOLDER'."
+                f"'{self.path}' is not a folder. Give one that save_pretrained wrote, or the id of a "
+                "model of the Hugging Face Hub."
             )
         dtype = torch.bfloat16 if self.dtype == "bfloat16" else torch.float32
         if self.quantised is None:
-            return pretrained(self.path, causal=True, dtype=dtype)
+            return pretrained(path, causal=True, dtype=dtype)
         if find_spec("bitsandbytes") is None:
             raise ConfigError(
                 f"{self.quantised} weights need bitsandbytes, which is not installed. Install it: pip "
@@ -182,4 +184,4 @@ class PretrainedLm(ModelSpec):
 
         four = self.quantised == "4bit"
         how = BitsAndBytesConfig(load_in_4bit=four, load_in_8bit=not four, bnb_4bit_compute_dtype=dtype)
-        return pretrained(self.path, causal=True, dtype=None, quantization_config=how)
+        return pretrained(path, causal=True, dtype=None, quantization_config=how)

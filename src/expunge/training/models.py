@@ -57,7 +57,12 @@ class ModelSpec(ABC):
 models: Registry[ModelSpec] = Registry(
     "model",
     ModelSpec,  # type: ignore[type-abstract]
-    ("expunge.training.models", "expunge.training.language_models"),
+    (
+        "expunge.training.models",
+        "expunge.training.language_models",
+        "expunge.training.vision_language_models",
+        "expunge.training.diffusion_models",
+    ),
 )
 
 

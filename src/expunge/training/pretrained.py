@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 def pretrained(
     folder: Path, causal: bool = False, *, dtype: torch.dtype | None = torch.float32, **options: Any
 ) -> nn.Module:
-    """The image classifier, or causal language model, in a folder; in evaluation mode.
+    """The image classifier, or (vision-)language model, in a folder; in evaluation mode.
 
     Nothing is downloaded and no code from the folder is run. The normalisation and resizing that its
     image processor would do are not applied: the model gets the data as it is.
@@ -60,10 +61,16 @@ def pretrained(
 def _load(folder: Path, causal: bool, options: dict[str, Any]) -> tuple[nn.Module, list[str]]:
     """The model and the names of the parameters that its files do not hold."""
     try:
-        from transformers import AutoModelForCausalLM, AutoModelForImageClassification
+        from transformers import (
+            AutoModelForCausalLM,
+            AutoModelForImageClassification,
+            AutoModelForImageTextToText,
+        )
     except ImportError:
         raise MissingExtra(f"the Hugging Face checkpoint '{folder}'", "llm") from None
-    kind: Any = AutoModelForCausalLM if causal else AutoModelForImageClassification
+    kind: Any = AutoModelForImageClassification
+    if causal:
+        kind = AutoModelForImageTextToText if _sees(folder) else AutoModelForCausalLM
     try:
         with _silent():
             model, loading = kind.from_pretrained(
@@ -77,6 +84,14 @@ def _load(folder: Path, causal: bool, options: dict[str, Any]) -> tuple[nn.Modul
             "give a module:function that loads it."
         ) from None
     return model, sorted(loading["missing_keys"])
+
+
+def _sees(folder: Path) -> bool:
+    """Whether the configuration has a vision tower."""
+    try:
+        return "vision_config" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False  # transformers says what is wrong with it
 
 
 @contextmanager

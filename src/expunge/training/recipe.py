@@ -12,22 +12,31 @@ from expunge.data.arrays import Data
 from expunge.errors import ConfigError
 from expunge.tasks.base import Task
 from expunge.training.loop import Pass, Plan, optimise
+from expunge.training.moving_average import MovingAverage
 from expunge.training.optim import SGD, Optim
 from expunge.training.session import Session
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """How a model is trained from scratch: ``train:`` of an experiment."""
+    """How a model is trained from scratch: ``train:`` of an experiment.
+
+    Args:
+        ema: the result is the moving average of the weights with this decay a step, as is usual for
+            diffusion models; None for the weights of the last step.
+    """
 
     epochs: int = 30
     batch_size: int = 128
     optim: Optim = SGD(lr=0.1, weight_decay=5e-4, schedule="cosine")
+    ema: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"must be at least 1, got {getattr(self, name)}.", name)
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ConfigError(f"is a decay between 0 and 1, got {self.ema}.", "ema")
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,7 @@ class Recipe:
 
         Cost: ``epochs`` passes over the data.
         """
+        average = None if self.training.ema is None else MovingAverage(self.training.ema)
         plan = Plan(
             what=what,
             objective=lambda step: {"loss": step.retain.loss.mean()},
@@ -62,5 +72,7 @@ class Recipe:
             epochs=self.training.epochs,
             batch_size=self.training.batch_size,
             optim=self.training.optim,
+            after=average,
         )
-        return optimise(self.initial(session), plan, self.task, replace(session, recipe=None))
+        model = optimise(self.initial(session), plan, self.task, replace(session, recipe=None))
+        return model if average is None else average.written(model)
