@@ -36,7 +36,7 @@ def pictures(
     found = []
     for id_, image, label in zip(few.ids.tolist(), images, labels.tolist(), strict=True):
         text = str(class_names[label]) if class_names else str(label)
-        found.append({"id": str(id_), "label": text, "png": _png(image)})
+        found.append({"id": str(id_), "label": text, "png": png(image)})
     return found
 
 
@@ -71,7 +71,8 @@ def sheet(data: Data, path: str | Path, title: str, class_names: Sequence[str] |
         raise RunError(f"cannot write '{path}': {error}. Name a .png, .svg or .pdf file.") from None
 
 
-def _png(image: torch.Tensor) -> str:
+def png(image: torch.Tensor) -> str:
+    """An image ``(C, H, W)`` uint8 as PNG, in base64."""
     from PIL import Image
 
     pixels = image[0].numpy() if len(image) == 1 else image.permute(1, 2, 0).numpy()

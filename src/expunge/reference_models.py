@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from expunge.data.split import Split
 from expunge.evaluation.attacks.ulira import ULiRA
+from expunge.evaluation.evidence import Keep, Tensors
 from expunge.evaluation.shadows import Shadows, train_shadows, treat
 from expunge.experiment import Experiment
 from expunge.training.session import Session
-
-Tensors = dict[str, Tensor]
-Keep = Callable[[str, tuple[Any, ...], Callable[[], tuple[Mapping[str, Any], Tensors]]], Tensors]
-"""Gives the tensors of a piece by its name and what it depends on, computed if they are not there yet."""
 
 
 def treated_methods(experiment: Experiment) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from expunge.data.poison import unmanipulated
 from expunge.data.split import Split
 from expunge.errors import Diverged, RunError, Unsupported
 from expunge.evaluation.evaluate import HISTOGRAM_EDGES, Candidate, Evaluation
+from expunge.evaluation.evidence import Compute, Tensors
 from expunge.evaluation.report import Report
 from expunge.evaluation.shadows import Shadows
 from expunge.evaluation.table import Row, Table
@@ -281,8 +282,11 @@ class _Run:
                 tensors = search.prepare(experiment.sourced.train, experiment.task, session)
             return {"cost": cost}, tensors
 
-        key = key_of(self.base, kind, facts(fields))
-        return self.store.tensors(f"prepare {kind}", key, compute)[1]
+        return self._kept(f"prepare {kind}", (kind, facts(fields)), compute)
+
+    def _kept(self, name: str, depends: tuple[Any, ...], compute: Compute) -> Tensors:
+        """A piece within others, which does not count by itself."""
+        return self.store.tensors(name, key_of(self.base, *depends), compute)[1]
 
     def _rows(
         self, name: str, key: str, candidates: Sequence[Candidate], split: Split
@@ -291,7 +295,7 @@ class _Run:
         experiment, metrics = self.experiment, self.experiment.metrics
         session = self.session.child("evaluate", name)
         shadows = self._treated(name, key, split)
-        evaluation = Evaluation(candidates, split, experiment.task, session, shadows)
+        evaluation = Evaluation(candidates, split, experiment.task, session, shadows, self._kept)
         test = experiment.sourced.test.fingerprint()
         key = key_of(key, config.dump(metrics), test, experiment.retrained, self._plan)
 
@@ -309,13 +313,7 @@ class _Run:
         with self._piece(name, key):
             return self.store.value(name, key, compute)
 
-    def _tensors(
-        self,
-        base: str,
-        name: str,
-        depends: tuple[Any, ...],
-        compute: Callable[[], tuple[Mapping[str, Any], dict[str, Tensor]]],
-    ) -> dict[str, Tensor]:
+    def _tensors(self, base: str, name: str, depends: tuple[Any, ...], compute: Compute) -> Tensors:
         key = key_of(base, *depends)
         with self._piece(name, key):
             return self.store.tensors(name, key, compute)[1]

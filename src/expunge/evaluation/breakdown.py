@@ -1,22 +1,34 @@
-"""Below the averages: the score by class, the examples a model treats least like retraining, its answers."""
+"""Below the averages: the score by class, the examples a model treats least like retraining, what it says
+and what it draws."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from expunge.data.text import TextData
 from expunge.errors import ExpungeError
+from expunge.evaluation import gallery as galleries
 from expunge.evaluation import statistics
 from expunge.evaluation.evidence import Evidence
+from expunge.evaluation.gallery import Gallery
+from expunge.pictures import png
 
 SHOWN = 50
 """At most so many of the worst examples are kept."""
 
 ASKED = 6
 """Forget questions whose answers are kept, evenly spaced over the ids."""
+
+FORGOTTEN, OTHERS, EACH = 4, 6, 2
+"""At most so many prompts of forgotten and of other concepts are shown, and images of each."""
+
+SIDE = 64
+"""Larger images are made smaller to so many pixels before they are kept."""
 
 
 def classes(evidence: Evidence) -> list[dict[str, Any]]:
@@ -101,6 +113,60 @@ def answers(evidence: Evidence) -> list[dict[str, Any]]:
         {"id": id_, "question": record.question, "truth": record.answer, "written": said[0]}
         for id_, record, said in zip(ids, records, written, strict=True)
     ]
+
+
+def gallery(evidence: Evidence) -> list[dict[str, Any]]:
+    """What a generative model draws: ``{"prompt", "seed", "forgotten", "png"}``, PNG in base64.
+
+    The same prompts, seeds and noise for every model, those of the metrics where they draw. Empty where the
+    model draws no images.
+    """
+    shown = evidence.subject.once(galleries.SHOWN, Gallery)
+    if not evidence.subject.has(("pictures", shown)):
+        shown = replace(shown, seeds=shown.seeds[:EACH])
+    try:
+        asked = galleries.prompts(evidence)
+        forgotten = _forgotten(evidence, asked.cells)
+        gone, kept = forgotten.nonzero()[:, 0], (~forgotten).nonzero()[:, 0]
+        chosen = [*_spaced(gone, FORGOTTEN), *_spaced(kept, OTHERS)]
+        drawn = galleries.pictures(evidence, shown, chosen)
+    except ExpungeError:
+        return []
+    seeds = shown.seeds * len(chosen)
+    return [
+        {
+            "prompt": asked.texts[row],
+            "seed": seed,
+            "forgotten": bool(forgotten[row]),
+            "png": png(_small(image)),
+        }
+        for row, seed, image in zip(drawn.rows.tolist(), seeds, drawn.images, strict=True)
+        if seed in shown.seeds[:EACH]
+    ]
+
+
+def _forgotten(evidence: Evidence, cells: Tensor) -> Tensor:
+    """Which prompts name what is to be forgotten; none where the forget set is no concept."""
+    try:
+        return galleries.target(evidence).among(cells)
+    except ExpungeError:
+        return torch.zeros(len(cells), dtype=torch.bool)
+
+
+def _spaced(rows: Tensor, count: int) -> list[int]:
+    """At most so many of them, evenly spaced."""
+    if not len(rows):
+        return []
+    places = torch.linspace(0, len(rows) - 1, min(count, len(rows))).round().long()
+    return [int(row) for row in rows[places]]
+
+
+def _small(image: Tensor) -> Tensor:
+    side = max(image.shape[1:])
+    if side <= SIDE:
+        return image
+    size = [max(1, round(length * SIDE / side)) for length in image.shape[1:]]
+    return F.interpolate(image[None].float(), size, mode="area")[0].round().to(torch.uint8)
 
 
 def standardised(mine: Tensor, others: Tensor) -> Tensor:

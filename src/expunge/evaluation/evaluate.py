@@ -15,7 +15,7 @@ from expunge.evaluation import breakdown, controls
 from expunge.evaluation.attacks.loss_threshold import LossThreshold
 from expunge.evaluation.attacks.membership import SVC, Threshold
 from expunge.evaluation.attacks.relearn import RelearnTime
-from expunge.evaluation.evidence import Evidence, Subject
+from expunge.evaluation.evidence import Evidence, Keep, Subject
 from expunge.evaluation.metric import Metric, registered
 from expunge.evaluation.metrics.cka import CKA
 from expunge.evaluation.metrics.cost import Cost
@@ -122,8 +122,9 @@ class Evaluation:
         task: Task,
         session: Session,
         shadows: Shadows | None = None,
+        keep: Keep | None = None,
     ) -> None:
-        self.candidates, self.task, self.session = candidates, task, session
+        self.candidates, self.task, self.session, self.keep = candidates, task, session, keep
         self.parts = split.parts()
         self.shadows = None if shadows is None else shadows.on(self.parts)
         self.subjects = {
@@ -161,6 +162,7 @@ class Evaluation:
             classes=breakdown.classes(evidence),
             worst=breakdown.worst(evidence),
             answers=breakdown.answers(evidence),
+            gallery=breakdown.gallery(evidence),
         )
 
     def candidate(self, name: str) -> Candidate:
@@ -201,6 +203,7 @@ class Evaluation:
             cost=cost,
             siblings=self._siblings(candidate),
             shadows=self.shadows,
+            keep=self.keep,
         )
 
     def _siblings(self, candidate: Candidate) -> tuple[Subject, ...]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,13 @@ if TYPE_CHECKING:
     from expunge.evaluation.metric import Metric
     from expunge.evaluation.score import Score
     from expunge.evaluation.shadows import Shadows
+
+T = TypeVar("T")
+Tensors = dict[str, Tensor]
+Compute = Callable[[], tuple[Mapping[str, Any], Tensors]]
+"""Makes the facts and the named tensors of a piece."""
+Keep = Callable[[str, tuple[Any, ...], Compute], Tensors]
+"""Gives the tensors of a piece by its name and what it depends on, computed if they are not there yet."""
 
 KEPT = 2**28
 """Numbers of a part's outputs that are kept at most; a language model's logits may be more."""
@@ -83,6 +90,7 @@ class Subject:
         self._written: dict[tuple[str, Decoding], list[list[str]]] = {}
         self._layers: dict[tuple[str, tuple[str, ...], int], dict[str, Tensor]] = {}
         self._spoilt: dict[tuple[str, str], str] = {}
+        self._made: dict[object, object] = {}
 
     def read(self, part: str, answer: str = "") -> Reading:
         """The readings of a part, by one forward pass the first time.
@@ -121,11 +129,21 @@ class Subject:
         key, data, seed = (part, decoding), self._part(part), self.session.seed
         if rows is not None and key not in self._written:
             few = data.subset(data.ids[list(rows)])
-            return answers(self._placed, few, self.session.engine, decoding, seed)
+            return answers(self.placed, few, self.session.engine, decoding, seed)
         if key not in self._written:
-            self._written[key] = answers(self._placed, data, self.session.engine, decoding, seed)
+            self._written[key] = answers(self.placed, data, self.session.engine, decoding, seed)
         found = self._written[key]
         return found if rows is None else [found[row] for row in rows]
+
+    def once(self, key: object, compute: Callable[[], T]) -> T:
+        """What is computed of this model, by what identifies it: made once for all metrics."""
+        if key not in self._made:
+            self._made[key] = compute()
+        return cast(T, self._made[key])
+
+    def has(self, key: object) -> bool:
+        """Whether ``once`` has made this."""
+        return key in self._made
 
     def _part(self, name: str) -> Data:
         if name not in self.parts:
@@ -135,7 +153,7 @@ class Subject:
     def features(self, part: str, module: str | None = None) -> Tensor:
         """The penultimate representation ``(N, D)``, or the input of a named module."""
         data = self.parts[part]
-        with features.captured(self._placed, module) as found:
+        with features.captured(self.placed, module) as found:
             self._outputs(data, keep=False)
         return features.flat(found).float().cpu()
 
@@ -163,7 +181,7 @@ class Subject:
     def _activations(self, data: Data, names: tuple[str, ...]) -> dict[str, Tensor]:
         engine, rows = self.session.engine, dict[str, list[Tensor]]()
         order = fixed_order(len(data), self.task.batch_size(data))
-        with engine.frozen(self._placed) as model, features.watched(model, names) as found:
+        with engine.frozen(self.placed) as model, features.watched(model, names) as found:
             for batch in data.batches(order, device=engine.torch_device):
                 batch = self.task.prepare(batch, None)
                 with engine.autocast():
@@ -190,7 +208,7 @@ class Subject:
     def _outputs(self, data: Data, keep: bool, answer: str = "") -> list[Reading]:
         engine, task, rows = self.session.engine, self.task, list[Reading]()
         order, total = fixed_order(len(data), task.batch_size(data)), KEPT + 1 if answer else 0
-        with engine.frozen(self._placed) as model:
+        with engine.frozen(self.placed) as model:
             for batch in data.batches(order, device=engine.torch_device):
                 batch = task.prepare(task.instead(batch, answer) if answer else batch, None)
                 with engine.autocast():
@@ -217,8 +235,8 @@ class Subject:
         )
 
     @cached_property
-    def _placed(self) -> nn.Module:
-        """The model itself where it already is in place, else a copy."""
+    def placed(self) -> nn.Module:
+        """The model itself where it already is in place, else a copy; never to be changed."""
         return self.session.engine.placed(self.model)
 
 
@@ -234,6 +252,7 @@ class Evidence:
         siblings: further models made as the subject was, with other seeds: of an unlearned model the
             method's other runs, of a retrained one the other retrained models.
         shadows: reference models trained on random halves of the data, for per-example attacks.
+        keep: keeps what metrics train for themselves beyond this evaluation; None where nothing does.
     """
 
     subject: Subject
@@ -245,6 +264,16 @@ class Evidence:
     cost: Mapping[str, float] = field(default_factory=dict)
     siblings: tuple[Subject, ...] = ()
     shadows: Shadows | None = None
+    keep: Keep | None = None
+
+    def kept(self, name: str, depends: tuple[Any, ...], compute: Compute) -> Tensors:
+        """The tensors of a piece that metrics need whatever the model, computed if they are not there yet.
+
+        Args:
+            name: of the piece.
+            depends: all that decides it, JSON-serialisable.
+        """
+        return compute()[1] if self.keep is None else self.keep(name, depends, compute)
 
     def score(self, metric: Metric) -> Score:
         """What a metric finds for the subject, measured once however many metrics ask.

@@ -35,8 +35,9 @@ class Row:
 
     ``error`` says in one line why a method gave no model; the row then has no scores.
     ``histograms`` holds, by part, the counts of per-example losses in the table's bins, ``classes`` the
-    task's score by part and class, ``worst`` the forget examples furthest from the retrained models, and
-    ``answers`` what a language model writes to some forget questions.
+    task's score by part and class, ``worst`` the forget examples furthest from the retrained models,
+    ``answers`` what a language model writes to some forget questions, and ``gallery`` what a generative
+    model draws.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Row:
     classes: list[dict[str, Any]] = field(default_factory=list)
     worst: list[dict[str, Any]] = field(default_factory=list)
     answers: list[dict[str, Any]] = field(default_factory=list)
+    gallery: list[dict[str, Any]] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -60,6 +62,7 @@ class Row:
             "classes": self.classes,
             "worst": self.worst,
             "answers": self.answers,
+            "gallery": self.gallery,
         }
 
     @classmethod

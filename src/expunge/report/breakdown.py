@@ -1,4 +1,4 @@
-"""Below the averages: the score by class, the examples furthest from retraining, answers to questions."""
+"""Below the averages: the score by class, the examples furthest from retraining, answers and pictures."""
 
 from __future__ import annotations
 
@@ -76,6 +76,24 @@ class Question:
     answers: tuple[Answer, ...]
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """One model's images in base64, one for each column; empty where it drew none."""
+
+    name: str
+    role: Role
+    images: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Drawings:
+    """What the models draw from the same noise: a line for each, a column for each prompt and seed."""
+
+    title: str
+    columns: tuple[tuple[str, int], ...]
+    lines: tuple[Drawn, ...]
+
+
 def classes(table: Table) -> list[ClassTable]:
     """A table for the forget and the test examples, where the models have a score by class."""
     return [found for part in ("forget", "test") if (found := _classes(table, part)) is not None]
@@ -148,15 +166,39 @@ def examples(table: Table) -> list[ExampleList]:
 
 def answers(table: Table) -> list[Question]:
     """Some forget questions as the original, the first retrained and each unlearned model answer them."""
-    retrained = table.by_role("retrained")[:1]
-    rows = [*table.by_role("original"), *retrained, *table.by_role("unlearned")]
     found: dict[int, Question] = {}
-    for row in rows:
+    for row in _compared(table):
         for item in row.answers:
             asked = found.get(item["id"]) or Question(_cut(item["question"]), _cut(item["truth"]), ())
             answer = Answer(row.name, row.role, _cut(item["written"]))
             found[item["id"]] = replace(asked, answers=(*asked.answers, answer))
     return list(found.values())
+
+
+def drawings(table: Table) -> list[Drawings]:
+    """What the same models draw: prompts of what is to be forgotten, then others."""
+    found = []
+    for forgotten, title in ((True, "what is to be forgotten"), (False, "what is to stay")):
+        drawn = {
+            row.name: {(one["prompt"], one["seed"]): one["png"] for one in row.gallery
+                       if one["forgotten"] == forgotten}
+            for row in _compared(table)
+        }  # fmt: skip
+        columns = tuple(dict.fromkeys(key for images in drawn.values() for key in images))
+        lines = tuple(
+            Drawn(row.name, row.role, tuple(drawn[row.name].get(key, "") for key in columns))
+            for row in _compared(table)
+            if drawn[row.name]
+        )
+        if columns:
+            found.append(Drawings(title, columns, lines))
+    return found
+
+
+def _compared(table: Table) -> list[Row]:
+    """The original, the first retrained and each unlearned model."""
+    retrained = table.by_role("retrained")[:1]
+    return [*table.by_role("original"), *retrained, *table.by_role("unlearned")]
 
 
 def _cut(text: str) -> str:

@@ -28,7 +28,7 @@ from expunge.report import (
     verdicts,
     wording,
 )
-from expunge.report.breakdown import ClassTable, ExampleList, Question
+from expunge.report.breakdown import ClassTable, Drawings, ExampleList, Question
 from expunge.report.charts import Marks, Panel
 from expunge.report.files import write_whole
 from expunge.report.layout import Cell, Column, Footing, Group
@@ -101,6 +101,7 @@ class Section:
     classes: list[ClassTable]
     examples: list[ExampleList]
     answers: list[Question]
+    drawings: list[Drawings]
     methods: str
 
     @property
@@ -172,6 +173,7 @@ def _section(table: Table, id_: str, given: Marks) -> Section:
         classes=breakdown.classes(table),
         examples=breakdown.examples(table),
         answers=breakdown.answers(table),
+        drawings=breakdown.drawings(table),
         methods=_yaml({row.name: row.method for row in table.rows if row.method}),
     )
 

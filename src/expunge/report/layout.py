@@ -15,7 +15,7 @@ from expunge.report import guide, wording
 ROLES: tuple[Role, ...] = ("original", "retrained", "unlearned", "control")
 """In what order the models of a table stand."""
 
-_COST = {"seconds": "time", "ratio": "time ÷ retraining", "MiB": "peak memory"}
+_COST = {"seconds": "time", "ratio": "time ÷ retraining", "memory": "peak memory", "storage": "storage"}
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,13 @@ class Column:
     @property
     def label(self) -> str:
         """What it measures and on what, without the variant."""
-        if self.is_cost and self.unit in _COST:
-            return _COST[self.unit]
+        if self.is_cost and self.score.variant in _COST:
+            return _COST[self.score.variant]
         return f"{self.score.part} {self.score.name}".strip().replace("_", " ")
 
     @property
     def variant(self) -> str:
-        return "" if self.is_cost and self.unit in _COST else self.score.variant.replace("_", " ")
+        return "" if self.is_cost and self.score.variant in _COST else self.score.variant.replace("_", " ")
 
     @property
     def heading(self) -> str:
