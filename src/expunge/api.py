@@ -13,7 +13,7 @@ from expunge import config
 from expunge.data.arrays import Data, digest
 from expunge.data.poison import unmanipulated
 from expunge.data.split import Split, as_data
-from expunge.errors import ConfigError
+from expunge.errors import ConfigError, fitting_memory
 from expunge.evaluation.evaluate import DEFAULT, HISTOGRAM_EDGES, Candidate, Evaluation, check_margins
 from expunge.evaluation.metric import Metric
 from expunge.evaluation.metric import metrics as known_metrics
@@ -59,6 +59,7 @@ class Unlearned:
     siblings: tuple[nn.Module, ...] = ()
 
 
+@fitting_memory()
 def train(
     recipe: Recipe,
     data: Data | object,
@@ -76,12 +77,14 @@ def train(
     Raises:
         DataError: the data does not fit the task.
         Diverged: the loss or a weight became NaN.
+        OutOfMemory: the memory is full; it says which settings take less.
     """
     examples = as_data(data)
     recipe.task.check(examples, "train")
     return recipe.train(examples, Session(seed, engine or Engine(), tuple(callbacks)))
 
 
+@fitting_memory()
 def unlearn(
     model: nn.Module,
     split: Split,
@@ -127,6 +130,7 @@ def unlearn(
     return Unlearned(result, model, split, purpose, chosen, cost, session, siblings)
 
 
+@fitting_memory()
 def evaluate(
     result: Unlearned | Sequence[Unlearned],
     against: Recipe | nn.Module | Sequence[nn.Module],
@@ -234,6 +238,7 @@ def compare(
     return Report(name, (table,), origin)
 
 
+@fitting_memory()
 def search(
     model: nn.Module,
     train: Data | object,
@@ -267,6 +272,7 @@ def search(
     return replace(found, fingerprint=examples.fingerprint(), search=made)
 
 
+@fitting_memory()
 def shadows(
     recipe: Recipe,
     train: Data | object,
@@ -292,6 +298,7 @@ def shadows(
     return train_shadows(recipe, as_data(train), as_data(test), plan or ShadowPlan(count=count), session)
 
 
+@fitting_memory()
 def run(
     experiment: Experiment | str | Path,
     directory: str | Path,

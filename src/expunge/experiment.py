@@ -219,13 +219,12 @@ def check(experiment: Experiment, prepares: bool = True) -> None:
     for name, search in experiment.forget.items():
         with _at(f"forget.{name}"):
             search.check(sourced.train, task)
-    few = sourced.train.ids[: 2 * TRIAL_SIZE]
-    if len(few) < 4:
-        raise DataError(f"the training data has {len(few)} examples; too few to forget and to keep.")
-    small = Split.from_ids(sourced.train.subset(few), few[: len(few) // 2])
+    if len(sourced.train) < 4:
+        raise DataError(f"the training data has {len(sourced.train)} examples; too few to forget and to keep.")
+    known = _known(experiment, model)
+    small = _handful(sourced.train, known)
     trial = Evaluation([Candidate("original", "original", model)], small, task, session)
     check_margins(experiment.margins, experiment.metrics, trial.evidence(trial.candidates[0]))
-    known = _known(experiment, model)
     for name, method in experiment.methods.items():
         with _at(f"methods.{name}"):
             if method.forgets == "classes":
@@ -247,6 +246,18 @@ def _known(experiment: Experiment, model: torch.nn.Module) -> list[Split]:
             session = experiment.session().child("search", name)
             found.append(experiment.split(search.search(model, train, experiment.task, session).ids))
     return found
+
+
+def _handful(train: Data, known: Sequence[Split]) -> Split:
+    """A few examples to forget and to keep, of the first forget set that is known: it may be of one concept."""
+    few = train.ids[: 2 * TRIAL_SIZE]
+    forget, keep = few[: len(few) // 2], few[len(few) // 2 :]
+    if known:
+        forget, keep = (
+            part.ids[torch.linspace(0, len(part) - 1, min(TRIAL_SIZE, len(part))).long()]
+            for part in (known[0].forget, known[0].retain)
+        )
+    return Split.from_ids(train.subset(torch.cat([forget, keep])), forget)
 
 
 def _check_requests(method: Method, experiment: Experiment, known: Sequence[Split]) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from expunge import api, config, seeding
 from expunge.data.arrays import Data
 from expunge.data.files import ImageFolder, Npz
+from expunge.data.hub import is_id, local
 from expunge.data.source import DataSource, Sourced, sources
 from expunge.data.split import Split, as_data, read_ids
 from expunge.errors import CheckpointError, ConfigError, DataError, ExpungeError, did_you_mean
@@ -162,7 +163,7 @@ def read_model(reference: Model, network: Network | None = None, *, causal: bool
 
 
 def _read(reference: str, network: Network | None, causal: bool) -> nn.Module:
-    path = Path(reference)
+    path = local(reference) if causal else Path(reference)
     if path.is_dir():
         return pretrained(path, causal)
     if path.is_file() or path.suffix in _FILES:
@@ -355,6 +356,8 @@ def row_name(reference: Model) -> str:
         return "unlearned"
     text = str(reference)
     name = text.rpartition(":")[2] if ":" in text else Path(text).stem or text
+    if is_id(text):
+        name = text.partition("/")[2]
     if Path(text).is_dir():
         name = Path(text).resolve().name
     return f"unlearned {name}" if name.startswith(("original", "retrained", *CONTROLS)) else name

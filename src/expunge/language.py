@@ -13,6 +13,7 @@ from torch import nn
 from expunge import config, foreign
 from expunge.api import Unlearned, unlearn
 from expunge.data.arrays import Data
+from expunge.data.hub import local
 from expunge.data.jsonl import read_records
 from expunge.data.language import Duplicate, duplicates
 from expunge.data.phrases import REFUSALS
@@ -46,7 +47,7 @@ Source = str | Path | Sequence[Record]
 """A file with one JSON object a line (see ``expunge.data.jsonl``), or records."""
 
 Folder = str | Path
-"""One that ``save_pretrained`` wrote, with its tokenizer, or ``expunge.save``."""
+"""One that ``save_pretrained`` or ``expunge.save`` wrote, with its tokenizer, or a Hub id."""
 
 UNSAID = "?"
 """Stands for the answer of a question that comes without one; no model sees it."""
@@ -307,7 +308,7 @@ def _beside(folder: Folder, asked: Request) -> nn.Module:
             f"'{folder}' has {mine:,} tokens and '{asked.folder}' {theirs:,}. Only models of one vocabulary "
             "can be compared."
         )
-    there = (Path(folder) / "tokenizer_config.json").exists()
+    there = (local(folder) / "tokenizer_config.json").exists()
     if there and load_tokenizer(folder).get_vocab() != asked.tokenizer.get_vocab():
         raise DataError(
             f"'{folder}' and '{asked.folder}' have tokenizers that differ. Only models of one tokenizer can "
@@ -345,11 +346,18 @@ def _overlap(first: Sequence[Record], other: Sequence[Record], use: str = "to be
     exact = [pair for pair in found if pair.exact]
     if exact:
         pair = exact[0]
+        more = "" if len(exact) < 2 else f" ({_listed(exact[1:])})"
         raise DataError(
             f"{len(exact)} records are both to be forgotten and {use}; the first is record "
-            f"{pair.forget} of the one and {pair.retain} of the other. Take them out of one."
+            f"{pair.forget} of the one and {pair.retain} of the other{more}. Take them out of one."
         )
     return found
+
+
+def _listed(pairs: Sequence[Duplicate], most: int = 5) -> str:
+    """The first of some pairs, and how many there are besides."""
+    shown = ", ".join(f"{pair.forget} and {pair.retain}" for pair in pairs[:most])
+    return shown if len(pairs) <= most else f"{shown} and {len(pairs) - most:,} more"
 
 
 def _context(model: nn.Module) -> int | None:

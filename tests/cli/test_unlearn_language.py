@@ -104,3 +104,29 @@ def test_mistakes_are_found_before_anything_is_trained(place, capsys, line, said
     assert said in error
     assert len(error.strip().splitlines()) <= 3
     assert not (place / "new").exists() or not list((place / "new").glob("*.safetensors"))
+
+
+def test_a_run_that_diverges_leaves_the_model_as_it_was_before(place, capsys, monkeypatch) -> None:
+    """The third step is NaN: two were made, and their model is written beside the place of the result."""
+    from expunge.methods.gradient.grad_ascent import GradAscent
+
+    objective = GradAscent.objective
+
+    def spoilt(self: GradAscent, step: object) -> dict[str, torch.Tensor]:
+        found = objective(self, step)
+        return {name: value * (torch.nan if step.index == 2 else 1) for name, value in found.items()}  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(GradAscent, "objective", spoilt)
+    assert run(f"{UNLEARN} --method grad_ascent --output new epochs=4 batch_size=3 optim.lr=0.05") == 2
+    error = capsys.readouterr().err
+    assert "became nan at step 3 of 4. Lower the learning rate (now 0.05)" in error
+    assert "The model as it was before that step is in 'new-before-it-diverged'; it is no result." in error
+    assert len(error.strip().splitlines()) == 1
+    assert not list((place / "new").glob("*.safetensors"))
+    kept, start = (
+        transformers.AutoModelForCausalLM.from_pretrained(place / name).state_dict()
+        for name in ("new-before-it-diverged", "model")
+    )
+    assert all(torch.isfinite(value).all() for value in kept.values())
+    assert any(not torch.equal(kept[name], start[name]) for name in start)
+    assert (place / "new-before-it-diverged" / "tokenizer.json").exists()

@@ -17,7 +17,7 @@ import typer
 
 from expunge import __version__
 from expunge.cli import ask, demo, evaluate, listing, report, run, search, unlearn, validate
-from expunge.errors import ExpungeError
+from expunge.errors import ExpungeError, memory_error
 
 MISTAKE = 2
 """Exit code of everything that the user can mend."""
@@ -105,6 +105,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         place = f"'{error.filename}': " if error.filename else ""
         return _say(f"error: {place}{_DISK[error.errno]}.")
+    except (MemoryError, RuntimeError) as error:
+        full = memory_error(error)
+        if full is None:
+            raise
+        return _say(f"error: {full}")
     return 0
 
 

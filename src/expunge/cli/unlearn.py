@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,8 @@ from expunge.cli.arguments import Fields
 from expunge.errors import ConfigError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from expunge.methods.base import Method
 
 EXAMPLE = (
@@ -24,7 +27,10 @@ LANGUAGE = "Language models"
 
 def command(
     model: Annotated[
-        Path, typer.Option(metavar="MODEL", help="The trained model: a .safetensors file, or a folder.")
+        Path,
+        typer.Option(
+            metavar="MODEL", help="The trained model: a .safetensors file, a folder, or an id of the Hub."
+        ),
     ],
     forget: Annotated[
         Path,
@@ -75,11 +81,13 @@ def command(
 
     Whether the model has forgotten is for `expunge evaluate` to say.
     """
+    from expunge.data.hub import is_id
+
     given = list(fields or ())
     if experiment is not None and "=" in experiment:
         given.insert(0, experiment)
         experiment = None
-    if model.is_dir():
+    if model.is_dir() or is_id(model):
         if experiment is not None:
             raise ConfigError(
                 f"'{model}' is a folder, a language model, which needs no experiment. Leave "
@@ -120,7 +128,8 @@ def _weights(experiment: str, model: Path, forget: Path, method: str, chosen: Me
     writable(output)
     setup = narrowed(experiment, model, Given(path=forget), {method: chosen})
     split = setup.split(ids)
-    with Progress() as progress:
+    before = output.with_stem(f"{output.stem}-before-it-diverged")
+    with _keeping(chosen, before, save_weights), Progress() as progress:
         result = api.unlearn(
             load(setup, model),
             split,
@@ -139,6 +148,26 @@ def _weights(experiment: str, model: Path, forget: Path, method: str, chosen: Me
     print(f"Weights: {output}")
 
 
+@contextmanager
+def _keeping(method: Method, place: Path, write: Callable[[nn.Module, Path], None]) -> Iterator[None]:
+    """Where a method diverges, writes the model as it was before the step that did, and says where.
+
+    Only where it is the method's own run that diverged, and not the training of something that it uses.
+    """
+    from expunge.errors import Diverged
+    from expunge.methods.base import GradientMethod, methods
+
+    try:
+        yield
+    except Diverged as error:
+        own = isinstance(method, GradientMethod) and error.what == methods.name_of(method)
+        if not own or error.model is None:
+            raise
+        write(error.model, place)
+        said = f"{error} The model as it was before that step is in '{place}'; it is no result."
+        raise Diverged(said, what=error.what, model=error.model) from None
+
+
 def _language(
     model: Path,
     forget: Path,
@@ -154,6 +183,7 @@ def _language(
     from expunge.cli.progress import Progress
     from expunge.config import parse
     from expunge.methods.base import methods
+    from expunge.saved import save
     from expunge.training.engine import Engine
 
     chosen = parse(Engine, engine, "engine")
@@ -169,7 +199,11 @@ def _language(
         )
     if asked.refusals and "idk" in str(method):
         print(f"{asked.refusals:,} records have no 'idk' answer and were given refusals of ours.")
-    with Progress() as progress:
+    before = output.with_name(f"{output.name}-before-it-diverged")
+    with (
+        _keeping(method, before, lambda found, place: save(found, place, asked.tokenizer)),
+        Progress() as progress,
+    ):
         result = language.forget(asked, method, seed=seed, engine=chosen, callbacks=(progress,))
     language.write(result, asked, output)
     print(f"{methods.name_of(method)} forgot {len(data):,} records in {result.cost['seconds']:.1f} s.")

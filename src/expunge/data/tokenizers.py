@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
+from expunge.data.hub import local
 from expunge.errors import ConfigError, DataError, MissingExtra
 
 PAD, UNKNOWN, END, BEGIN = "<pad>", "<unk>", "<eos>", "<bos>"
@@ -86,16 +87,17 @@ def train_tokenizer(
 
 
 def load_tokenizer(path: Path | str) -> Any:
-    """The tokenizer in a folder that ``save_pretrained`` wrote; nothing is downloaded.
+    """The tokenizer in a folder that ``save_pretrained`` wrote, or of a model of the Hub by its id.
 
     Where it has no padding token the end-of-text token pads; padding is masked everywhere, so that the
     choice changes no number.
 
     Raises:
         DataError: no such folder, no tokenizer in it, or one without an end-of-text token.
+        CheckpointError: an id that cannot be fetched.
         MissingExtra: transformers is not installed.
     """
-    path = Path(path)
+    path = local(path)
     if not path.is_dir():
         raise DataError(f"'{path}' is not a folder. Give the folder of a model with its tokenizer files.")
     try:

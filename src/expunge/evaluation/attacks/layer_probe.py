@@ -87,7 +87,7 @@ class LayerProbe(Attack):
         centre = targets.mean(0)
         rows = []
         for fitted, states in zip(known.states, asked.states, strict=True):
-            said = _ridge(fitted, (targets - centre).numpy(), states, self.penalty)
+            said = ridge(fitted, (targets - centre).numpy(), states, self.penalty)
             rows.append([
                 _right(guess, table[torch.tensor(tokens)] - centre)
                 for guess, tokens in zip(torch.from_numpy(said), asked.tokens, strict=True)
@@ -147,7 +147,7 @@ def _tokens(data: TextData, part: str, against: hidden.Wrong) -> list[list[int]]
     return found
 
 
-def _ridge(known: Floats, targets: Floats, asked: Floats, penalty: float) -> Floats:
+def ridge(known: Floats, targets: Floats, asked: Floats, penalty: float) -> Floats:
     """What the regression of ``targets`` ``(N, E)`` on ``known`` ``(N, D)`` says of ``asked`` ``(M, D)``."""
     centre, scale = known.mean(0), known.std(0) + 1e-8
     z = (known - centre) / scale

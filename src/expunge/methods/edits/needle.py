@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from expunge.data.split import Split
 from expunge.errors import ConfigError, Unsupported
 from expunge.methods.base import Edit, methods
 from expunge.tasks.base import Task
-from expunge.training import parameters
 from expunge.training.blocks import value_matrices
 from expunge.training.loop import Pass, Plan, optimise
 from expunge.training.optim import AdamW, Optim
 from expunge.training.session import Session
 from expunge.training.slices import Slices
+from expunge.training.value_vectors import concept_vectors
 
 
 @methods.register("needle")
@@ -73,7 +73,9 @@ class Needle(Edit):
         matrices = [(name, dim) for name, dim in value_matrices(model) if name in names or self.vectors]
         if not matrices:
             raise Unsupported("no value matrix is in the scope. Choose one that holds feed-forward layers.")
-        columns = self._given(model, names, matrices) or self._found(model, matrices, split, task, session)
+        columns = self._given(model, names, matrices) or concept_vectors(
+            model, matrices, split, task, session, count=self.count, batch_size=self.batch_size
+        )
         weights = dict(model.named_parameters())
         with torch.no_grad():
             for name, (dim, units) in columns.items():
@@ -115,25 +117,3 @@ class Needle(Edit):
                 raise Unsupported(f"'{name}' is frozen or not in the scope. Give others in vectors.")
             columns.setdefault(name, (dim, []))[1].append(unit)
         return columns
-
-    def _found(
-        self, model: nn.Module, matrices: list[tuple[str, int]], split: Split, task: Task, session: Session
-    ) -> dict[str, tuple[int, list[int]]]:
-        names = [name for name, _ in matrices]
-
-        def squares(part: str) -> dict[str, Tensor]:
-            found = parameters.importance(
-                model, getattr(split, part), task, session, names=names, batch_size=self.batch_size
-            )
-            return {name: found[name].sum(1 - dim) for name, dim in matrices}
-
-        forget, retain = squares("forget"), squares("retain")
-        mean = torch.cat(list(retain.values())).mean()
-        scores = {name: forget[name] / (retain[name] + mean) for name in names}
-        total = sum(len(score) for score in scores.values())
-        if self.count > total:
-            raise Unsupported(f"asked for {self.count} of {total} value vectors. Set count lower.")
-        chosen = parameters.largest(scores, self.count / total)
-        return {
-            name: (dim, chosen[name].nonzero()[:, 0].tolist()) for name, dim in matrices if chosen[name].any()
-        }
