@@ -13,7 +13,7 @@ from expunge.data.split import Split
 from expunge.tasks import VisionLanguage
 from expunge.training.vision_language_models import Llava
 
-SOURCE = Faces(people=4, background=4, held_out=4, views=1, attributes=1, size=8, patch=4)
+SOURCE = Faces(people=4, background=4, held_out=4, nameless=2, views=1, attributes=1, size=8, patch=4)
 """Two questions about each of four people and three harmless ones about each of four others, 8×8 pixels."""
 
 

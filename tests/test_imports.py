@@ -21,7 +21,6 @@ LAYERS = (
     {"training"},
     {"methods"},
     {"evaluation"},
-    {"pictures"},
     {"searches"},
     {
         "api",

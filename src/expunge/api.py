@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from expunge import config
 from expunge.data.arrays import Data, digest
+from expunge.data.pictures import pictures
 from expunge.data.poison import unmanipulated
 from expunge.data.split import Split, as_data
 from expunge.errors import ConfigError, fitting_memory
@@ -22,7 +23,6 @@ from expunge.evaluation.shadows import ShadowPlan, Shadows, train_shadows
 from expunge.evaluation.table import Table
 from expunge.experiment import Experiment, read
 from expunge.methods.base import Method, check_layers, methods
-from expunge.pictures import pictures
 from expunge.provenance import hardware, versions
 from expunge.runner import execute
 from expunge.searches.base import Search, searches

@@ -220,7 +220,9 @@ def check(experiment: Experiment, prepares: bool = True) -> None:
         with _at(f"forget.{name}"):
             search.check(sourced.train, task)
     if len(sourced.train) < 4:
-        raise DataError(f"the training data has {len(sourced.train)} examples; too few to forget and to keep.")
+        raise DataError(
+            f"the training data has {len(sourced.train)} examples; too few to forget and to keep."
+        )
     known = _known(experiment, model)
     small = _handful(sourced.train, known)
     trial = Evaluation([Candidate("original", "original", model)], small, task, session)
@@ -249,7 +251,7 @@ def _known(experiment: Experiment, model: torch.nn.Module) -> list[Split]:
 
 
 def _handful(train: Data, known: Sequence[Split]) -> Split:
-    """A few examples to forget and to keep, of the first forget set that is known: it may be of one concept."""
+    """A few examples to forget and to keep, of the first forget set that is known: it may be one concept."""
     few = train.ids[: 2 * TRIAL_SIZE]
     forget, keep = few[: len(few) // 2], few[len(few) // 2 :]
     if known:

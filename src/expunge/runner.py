@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from expunge import config, provenance, reference_models
+from expunge.data.pictures import pictures
 from expunge.data.poison import unmanipulated
 from expunge.data.split import Split
 from expunge.errors import Diverged, RunError, Unsupported
@@ -26,7 +27,6 @@ from expunge.evaluation.shadows import Shadows
 from expunge.evaluation.table import Row, Table
 from expunge.experiment import Experiment, check
 from expunge.methods.base import methods
-from expunge.pictures import pictures
 from expunge.run_log import RunLog
 from expunge.searches.base import Search, searches
 from expunge.searches.result import SearchResult

@@ -156,3 +156,16 @@ def test_the_overall_ranking_has_the_same_guard() -> None:
     from expunge.report import summary
 
     assert not any(name.startswith("a ") for name in summary.finding(judged()).nearest)
+
+
+def test_ranks_never_fall_down_the_list() -> None:
+    """A wide interval overlaps what a narrow one with a smaller value does not."""
+    row = Row("model", "unlearned", {})
+    best, narrow, wide = (
+        ranking.Place(row, *numbers) for numbers in ((1.0, 0.5, 2.0), (3.0, 2.5, 3.5), (4.0, 1.5, 6.5))
+    )
+    assert [(place.value, place.rank) for place in ranking.ranked([wide, narrow, best])] == [
+        (1.0, 1),
+        (3.0, 2),
+        (4.0, 2),
+    ]

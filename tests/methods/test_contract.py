@@ -239,7 +239,7 @@ def test_bfloat16_gives_finite_float32_weights(name, setting):
 RELABELS = {"amnesiac", "random_labels", "salun"}
 SMOOTHS = {"ugradsl", "ugradsl_plus"}
 """Methods that smooth labels over the classes of the task."""
-CONDITIONS = {"erase_diff", "sa"}
+CONDITIONS = {"erase_diff", "sa", "sfd"}
 """Methods that turn what a denoiser is told into something else; the others of their kind refuse denoisers
 without cross-attention by default."""
 WITHOUT_TARGETS = {

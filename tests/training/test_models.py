@@ -34,6 +34,7 @@ SPECS: list[dict[str, object]] = [
 OTHERS: list[dict[str, object]] = [
     {"kind": "tiny_lm", "vocabulary": 11},
     {"kind": "tiny_denoiser", "inputs": 2, "conditions": 3},
+    {"kind": "gan", "image_size": 8, "latent": 3, "width": 2},
     {"kind": "load", "function": "torch.nn:Linear", "arguments": {"in_features": 3, "out_features": 2}},
 ]
 
@@ -70,7 +71,9 @@ def test_round_trip_and_seeds(spec: dict[str, object]) -> None:
 def test_every_kind_is_tried_here() -> None:
     language = ["causal_lm", "gpt_neox", "llama", "moe"]  # test_language_models.py
     diffusion = ["class_denoiser", "pipeline", "text_to_image"]  # test_diffusion_models.py
-    assert models.names() == sorted([*language, *diffusion, *(str(spec["kind"]) for spec in SPECS + OTHERS)])
+    pairs = ["clip_pair"]  # tests/tasks/test_image_text.py
+    others = [*language, *diffusion, *pairs]
+    assert models.names() == sorted([*others, *(str(spec["kind"]) for spec in SPECS + OTHERS)])
 
 
 @pytest.mark.parametrize(

@@ -32,8 +32,8 @@ def command(
     from expunge import api, config
     from expunge.cli.inputs import load, narrowed, writable
     from expunge.cli.progress import Progress
+    from expunge.data.pictures import pictures
     from expunge.errors import DataError
-    from expunge.pictures import pictures
     from expunge.report.files import write_whole
     from expunge.searches.base import searches
 

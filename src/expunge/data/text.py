@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -145,6 +145,7 @@ class TextData(ArrayData):
         records: all with the same names of other answers and questions.
         tokenizer: of Hugging Face; it also reads answers back.
         template: how a record becomes tokens.
+        columns: further columns, a row for each record.
 
     Attributes:
         records: of the root data set, by id; documents cut into pieces appear once for each.
@@ -155,18 +156,28 @@ class TextData(ArrayData):
         DataError: no records, an empty answer, or an example longer than ``max_length``.
     """
 
-    def __init__(self, records: Sequence[Record], tokenizer: Any, template: Template | None = None) -> None:
+    beside: ClassVar[tuple[str, ...]] = ()
+    """Columns that a model is given beside the tokens, when it writes too."""
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        tokenizer: Any,
+        template: Template | None = None,
+        columns: Mapping[str, Tensor] | None = None,
+    ) -> None:
         self.tokenizer, self.template = tokenizer, template or Template()
         self.names = _names(records)
         self.records: list[Record] = []
         rows: dict[str, list[tuple[list[int], int]]] = {name: [] for name in ("", *self.names)}
-        encoded = self._encoded(records)
+        encoded, numbers = self._encoded(records), list[int]()
         for number, record in enumerate(records):
             for piece in self._pieces(record, number, {name: encoded[name][number] for name in encoded}):
                 self.records.append(record)
+                numbers.append(number)
                 for name, tokens in piece.items():
                     rows[name].append(tokens)
-        columns: dict[str, Tensor] = {}
+        columns = {name: values[numbers] for name, values in (columns or {}).items()}
         for name, encoded_rows in rows.items():
             columns |= _columns(f"{name}." if name else "", encoded_rows, _padding(tokenizer))
         found = {record.subject for record in self.records}
@@ -216,6 +227,10 @@ class TextData(ArrayData):
     def record(self, id_: int) -> Record:
         """The record of an example."""
         return self.records[id_]
+
+    def posed(self, records: Sequence[Record]) -> TextData:
+        """Other records in place of these examples, one for each, with no limit of their length."""
+        return TextData(records, self.tokenizer, replace(self.template, max_length=None))
 
     def shown(self, id_: int) -> str:
         """One example as it reaches the model: every token, and where its labels begin."""

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from expunge.data.pictures import png
 from expunge.data.text import TextData
 from expunge.errors import ExpungeError
 from expunge.evaluation import gallery as galleries
 from expunge.evaluation import statistics
 from expunge.evaluation.evidence import Evidence
 from expunge.evaluation.gallery import Gallery
-from expunge.pictures import png
 
 SHOWN = 50
 """At most so many of the worst examples are kept."""

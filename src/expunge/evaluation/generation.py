@@ -68,11 +68,13 @@ def answers(
         raise Unsupported("only text can be asked for: the data holds no questions. Use TextData.")
     prompts = _prompts(data)
     found: list[list[str]] = [[] for _ in prompts]
+    beside = {name: data.column(name) for name in data.beside}
     with engine.frozen(engine.placed(model)) as asked, seeding.seeded(seeding.derive(seed, "generation")):
         for rows in _batches([len(prompt) for prompt in prompts], decoding):
             tokens, mask = _padded([prompts[row] for row in rows], data.tokenizer, engine.torch_device)
+            given = {name: values[rows].to(engine.torch_device) for name, values in beside.items()}
             with engine.autocast():
-                written = _written(asked, tokens, mask, decoding, data.tokenizer)
+                written = _written(asked, tokens, mask, decoding, data.tokenizer, given)
             texts = data.tokenizer.batch_decode(written.tolist(), skip_special_tokens=True)
             for i, row in enumerate(rows):
                 start = i * decoding.samples
@@ -116,9 +118,16 @@ def _padding(tokenizer: Any) -> int:
     return int(tokenizer.eos_token_id if found is None else found)
 
 
-def _written(model: Any, tokens: Tensor, mask: Tensor, decoding: Decoding, tokenizer: Any) -> Tensor:
+def _written(
+    model: Any, tokens: Tensor, mask: Tensor, decoding: Decoding, tokenizer: Any, given: dict[str, Tensor]
+) -> Tensor:
     """The new tokens, ``(N · samples, L)``."""
     if not hasattr(model, "generate"):
+        if given:
+            raise Unsupported(
+                f"{type(model).__name__} cannot generate, and only models of transformers are shown "
+                "pictures. Use kind llava."
+            )
         return _stepwise(model, tokens, mask, decoding, tokenizer)
     draws: dict[str, Any] = {"do_sample": False}
     if decoding.temperature > 0:
@@ -130,21 +139,30 @@ def _written(model: Any, tokens: Tensor, mask: Tensor, decoding: Decoding, token
         num_return_sequences=decoding.samples,
         pad_token_id=_padding(tokenizer),
         eos_token_id=tokenizer.eos_token_id,
+        **given,
         **draws,
     )
     return found[:, tokens.shape[1] :]  # type: ignore[no-any-return]
 
 
+def context(model: Any) -> int | None:
+    """The most tokens that a model of transformers reads; None where that is not known."""
+    config: Any = getattr(model, "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    found = getattr(config, "max_position_embeddings", None)
+    return found if isinstance(found, int) else None
+
+
 def _room(model: Any, prompt: int, decoding: Decoding) -> int:
     """Tokens that an answer may have: no more than the model's context leaves."""
-    context = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-    if not isinstance(context, int):
+    most = context(model)
+    if most is None:
         return decoding.max_tokens
-    if prompt >= context:
+    if prompt >= most:
         raise DataError(
-            f"a prompt of {prompt} tokens fills the model's context of {context}. Shorten the question."
+            f"a prompt of {prompt} tokens fills the model's context of {most}. Shorten the question."
         )
-    return min(decoding.max_tokens, context - prompt)
+    return min(decoding.max_tokens, most - prompt)
 
 
 def _stepwise(model: nn.Module, tokens: Tensor, mask: Tensor, decoding: Decoding, tokenizer: Any) -> Tensor:

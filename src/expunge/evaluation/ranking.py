@@ -8,7 +8,9 @@ one answer.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
 
 from expunge.evaluation.score import Score
 from expunge.evaluation.table import COSTS, HEADROOM, Row, Table
@@ -25,8 +27,9 @@ class Place:
         value: how far it is from the best: the absolute difference from retraining; for metrics with
             a direction of their own the value itself, turned so that less is better.
         low, high: its 95 % interval.
-        rank: one more than the number of ranked models whose whole interval is below this one's; equal
-            ranks are statistical ties. None for a model that is not ranked.
+        rank: one more than the number of ranked models whose whole interval is below this one's, and never
+            less than that of a model with a smaller value; equal ranks are statistical ties. None for a
+            model that is not ranked.
         excluded: why it is not ranked.
     """
 
@@ -106,13 +109,15 @@ def _floor(table: Table, id_: str, metric: str) -> float:
 def ranking(table: Table, id_: str) -> list[Place]:
     """The unlearned models and the controls on one metric: the ranked ones, best first, then the others."""
     found = [place for row in table.rows if (place := _place(table, row, id_)) is not None]
-    ranked = sorted((place for place in found if place.excluded is None), key=lambda place: place.value)
-    placed = [_ranked(place, 1 + sum(other.high < place.low for other in ranked)) for place in ranked]
-    return placed + [place for place in found if place.excluded is not None]
+    return ranked(found)
 
 
-def _ranked(place: Place, rank: int) -> Place:
-    return Place(place.row, place.value, place.low, place.high, rank)
+def ranked(places: Sequence[Place]) -> list[Place]:
+    """The places in order of their values, with the rank of each that has one, then those that have none."""
+    able = sorted((place for place in places if place.excluded is None), key=lambda place: place.value)
+    beaten = (1 + sum(other.high < place.low for other in able) for place in able)
+    placed = [replace(place, rank=rank) for place, rank in zip(able, accumulate(beaten, max), strict=True)]
+    return placed + [place for place in places if place.excluded is not None]
 
 
 def _place(table: Table, row: Row, id_: str) -> Place | None:

@@ -21,6 +21,7 @@ from expunge.errors import Unsupported
 from expunge.methods.base import Guard, methods
 from expunge.tasks.base import Task
 from expunge.tasks.causal_lm import CausalLM
+from expunge.tasks.vision_language import VisionLanguage
 from expunge.training.session import Session
 
 GUARD = "guard"
@@ -210,6 +211,11 @@ class LanguageGuard(Guard):
             raise Unsupported(
                 f"{methods.name_of(self)} guards language models, not the task '{type(task).__name__}'. "
                 "Use it with causal_lm, or another method."
+            )
+        if isinstance(task, VisionLanguage):
+            raise Unsupported(
+                f"{methods.name_of(self)} looks at the words of a prompt alone, and here a picture belongs "
+                "to it. Use a method that trains: grad_diff, idk."
             )
 
     def unlearn(self, model: nn.Module, split: Split, task: Task, session: Session) -> nn.Module:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from expunge.evaluation.ranking import Place, broken, ranking
+from expunge.evaluation.ranking import Place, broken, ranked, ranking
 from expunge.evaluation.table import Row, Table
 from expunge.report import layout, wording
 from expunge.report.layout import Column
@@ -72,15 +72,8 @@ def standing(table: Table) -> Standing:
     else:
         judged = [row for row in table.rows if row.role in ("unlearned", "control")]
         found = [place for row in judged if (place := _distance(table, row, columns))]
-        places = _ranked([replace(place, excluded=broken(table, place.row)) for place in found])
+        places = ranked([replace(place, excluded=broken(table, place.row)) for place in found])
     return Standing(table, columns, originals[0] if originals else None, places)
-
-
-def _ranked(places: list[Place]) -> list[Place]:
-    """The places in order, with the rank of each that has one."""
-    able = sorted((place for place in places if place.excluded is None), key=lambda place: place.value)
-    placed = [replace(p, rank=1 + sum(other.high < p.low for other in able)) for p in able]
-    return placed + [place for place in places if place.excluded is not None]
 
 
 def _distance(table: Table, row: Row, columns: dict[str, Column]) -> Place | None:

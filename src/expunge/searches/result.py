@@ -93,7 +93,7 @@ class SearchResult:
             DataError: the examples are no images.
             RunError: the file cannot be written.
         """
-        from expunge.pictures import sheet
+        from expunge.data.pictures import sheet
 
         self.check(train)
         sheet(train.subset(self.ids), path, self.description, class_names)

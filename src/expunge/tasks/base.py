@@ -33,6 +33,10 @@ class Task(ABC):
     relabel_changes_inputs: ClassVar[bool] = False
     """Whether a relabelled batch needs a forward pass of its own."""
 
+    relabel_asks_otherwise: ClassVar[bool] = False
+    """Whether a relabelled batch is another question in place of another answer: what the model itself says
+    to it is then the answer that carries no information."""
+
     score_name: ClassVar[str] = "score"
     """What ``score`` is called in tables: ``accuracy``, ``token accuracy``, …"""
 

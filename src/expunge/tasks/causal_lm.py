@@ -61,12 +61,18 @@ class CausalLM(Task):
         mask = batch.get("attention_mask")
         ids = batch["input_ids"]
         if getattr(model, "reads_logits", False):  # a guard must know where the prompt ends
-            return model_output(model(ids, attention_mask=mask, labels=batch["labels"]))
-        return model_output(model(ids) if mask is None else model(ids, attention_mask=mask))
+            beside = self.beside(batch)
+            return model_output(model(ids, attention_mask=mask, labels=batch["labels"], **beside))
+        masked = {} if mask is None else {"attention_mask": mask}
+        return model_output(model(ids, **masked, **self.beside(batch)))
+
+    def beside(self, batch: Batch) -> dict[str, Tensor]:
+        """What a model is given beside tokens and their mask, by name."""
+        return {}
 
     def said(self, model: nn.Module, batch: Batch) -> Tensor | TokenStates:
         """Hidden states before the labels, of a transformers model; the logits of any other."""
-        found = states(model, batch, labelled(batch), self.vocabulary)
+        found = states(model, batch, labelled(batch), self.vocabulary, self.beside(batch))
         return self.outputs(model, batch) if found is None else found
 
     def spelled_out(self, said: Tensor | TokenStates, batch: Batch) -> Tensor:

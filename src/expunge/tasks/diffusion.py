@@ -63,6 +63,7 @@ class Diffusion(Task):
 
     random_outputs: ClassVar[bool] = True
     relabel_changes_inputs: ClassVar[bool] = True
+    relabel_asks_otherwise: ClassVar[bool] = True
     score_name: ClassVar[str] = "exp(−loss)"
 
     def __post_init__(self) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -18,6 +19,8 @@ from expunge.tasks.label_log_probs import label_log_probs, serves
 
 CHUNK = 2**22
 """Logits that exist at once: tokens of a chunk times the vocabulary."""
+
+_NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 
 _ROUTES: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
 
@@ -104,8 +107,12 @@ def from_logits(logits: Tensor, batch: Batch, mask: Tensor) -> TokenStates:
     )
 
 
-def states(model: nn.Module, batch: Batch, mask: Tensor, vocabulary: int) -> TokenStates | None:
+def states(
+    model: nn.Module, batch: Batch, mask: Tensor, vocabulary: int, beside: Mapping[str, Tensor] = _NOTHING
+) -> TokenStates | None:
     """The hidden states of a transformers model where ``mask`` ``(N, T − 1)`` says; None for others.
+
+    ``beside`` is what the model is given beside tokens and their mask.
 
     A model whose logits are not its output layer of its last hidden state (a cap or scale follows) counts
     as another: that is tried once on a few tokens.
@@ -116,15 +123,17 @@ def states(model: nn.Module, batch: Batch, mask: Tensor, vocabulary: int) -> Tok
     if parts is None or not _plain(model, *parts, batch):
         return None
     body, head = parts
-    hidden = _hidden(body, batch["input_ids"], batch.get("attention_mask"))[:, :-1]
+    hidden = _hidden(body, batch["input_ids"], batch.get("attention_mask"), beside)[:, :-1]
     where = mask.nonzero(as_tuple=True)
     labels = batch["labels"][:, 1:][where]
     shape = (mask.shape[0], mask.shape[1])
     return TokenStates(hidden[where], head, labels, (where[0], where[1]), shape, vocabulary)
 
 
-def _hidden(body: nn.Module, ids: Tensor, mask: Tensor | None) -> Tensor:
-    answer = body(ids) if mask is None else body(input_ids=ids, attention_mask=mask)
+def _hidden(
+    body: nn.Module, ids: Tensor, mask: Tensor | None, beside: Mapping[str, Tensor] = _NOTHING
+) -> Tensor:
+    answer = body(ids, **beside) if mask is None else body(input_ids=ids, attention_mask=mask, **beside)
     found: Tensor = answer.last_hidden_state
     return found
 

@@ -62,6 +62,8 @@ models: Registry[ModelSpec] = Registry(
         "expunge.training.language_models",
         "expunge.training.vision_language_models",
         "expunge.training.diffusion_models",
+        "expunge.training.gan_models",
+        "expunge.training.clip_models",
     ),
 )
 

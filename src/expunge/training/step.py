@@ -161,6 +161,19 @@ class View:
             view.__dict__["said"] = self.said  # the inputs are the same: one forward pass is enough
         return view
 
+    @cached_property
+    def uninformed_loss(self) -> Tensor:
+        """The loss of each example on what carries no information: the loss of ``relabelled``.
+
+        Where that is another question (a denoiser's other condition) it is how far the answer to the
+        example's own is from the one that the model itself gives to the other, which gets no gradient.
+        """
+        if not self._task.relabel_asks_otherwise:
+            return self.relabelled.loss
+        with torch.no_grad():
+            wanted = self.relabelled.outputs
+        return self._task.divergence(wanted, self.outputs, self.batch)
+
     def instead(self, name: str) -> View:
         """The same examples with another answer that the data brings: ``idk``, ``alternate``, …
 

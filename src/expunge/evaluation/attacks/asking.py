@@ -11,7 +11,7 @@ import numpy as np
 from expunge.data.text import Record, TextData
 from expunge.errors import DataError
 from expunge.evaluation.evidence import Evidence, Subject
-from expunge.evaluation.generation import Decoding
+from expunge.evaluation.generation import Decoding, context
 from expunge.evaluation.metrics.leakage import told
 from expunge.evaluation.statistics import Floats
 
@@ -44,14 +44,15 @@ def asked(
     """The success on each question as it stands, ``(N,)``.
 
     Args:
-        data: whose tokenizer and template are used; its ``max_length`` does not count here.
+        data: the examples that the questions are asked in place of, ``(N,)``: their tokenizer, template and
+            pictures are used; the template's ``max_length`` does not count here.
         truth: the records that say what a true answer is; a question may hold words of it.
 
     Raises:
         DataError: a prompt is longer than the model's context.
     """
     plain = [replace(record, answers={}, questions={}, subject=None) for record in questions]
-    posed = TextData(plain, data.tokenizer, replace(data.template, max_length=None))
+    posed = data.posed(plain)
     mine = evidence.subject
     _check_context(mine, int(posed.column("lengths").max()))
     subject = Subject(mine.name, mine.model, {"asked": posed}, evidence.task, evidence.session)
@@ -73,9 +74,9 @@ def around(record: Record, before: str, after: str) -> Record:
 
 
 def _check_context(subject: Subject, longest: int) -> None:
-    context = getattr(getattr(subject.model, "config", None), "max_position_embeddings", None)
-    if isinstance(context, int) and longest > context:
+    most = context(subject.model)
+    if most is not None and longest > most:
         raise DataError(
             f"the attack's questions with their answers have up to {longest} tokens, and the model's context "
-            f"is {context}. Use shorter texts, or fewer of them."
+            f"is {most}. Use shorter texts, or fewer of them."
         )

@@ -81,7 +81,8 @@ class InContext(Attack):
         for place, count in enumerate(budgets if rows else ()):
             asked = [_behind(given[row][:count], records[row]) for row in rows]
             truth = [records[row] for row in rows]
-            success[place, rows] = asking.asked(evidence, data, asked, truth, self.match, self.max_tokens)
+            few = data.subset(data.ids[rows])
+            success[place, rows] = asking.asked(evidence, few, asked, truth, self.match, self.max_tokens)
         return Tried(tuple(map(float, budgets)), success)
 
     def details(self, evidence: Evidence, found: Tried) -> dict[str, Any]:

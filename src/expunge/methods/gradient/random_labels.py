@@ -19,7 +19,8 @@ class RandomLabels(GradientMethod):
     """Trains the forget examples on targets that carry no information, then the retain set on its own (RL).
 
     Each epoch: one pass of ``min_θ mean_{i∈D_f} ℓ(f_θ(x_i), y')``, ``y'`` drawn anew from the task's
-    uninformative targets (uniform over all classes), then one pass of ``min_θ mean_{i∈D_r} ℓ_i(θ)``.
+    uninformative targets (uniform over all classes), then one pass of ``min_θ mean_{i∈D_r} ℓ_i(θ)``. Of a
+    denoiser ``y'`` is what the model itself predicts under a condition so drawn, without a gradient.
 
     Shapes: as the task's. Unsupported where the task has no targets to replace.
     Cost: ``epochs`` forward and backward passes over all data; no copy of the model.
@@ -39,5 +40,5 @@ class RandomLabels(GradientMethod):
 
     def objective(self, step: Step) -> dict[str, Tensor]:
         if step.over == "forget":
-            return {"forget": step.forget.relabelled.loss.mean()}
+            return {"forget": step.forget.uninformed_loss.mean()}
         return {"retain": step.retain.loss.mean()}
