@@ -72,7 +72,8 @@ def test_every_kind_is_tried_here() -> None:
     language = ["causal_lm", "gpt_neox", "llama", "moe"]  # test_language_models.py
     diffusion = ["class_denoiser", "pipeline", "text_to_image"]  # test_diffusion_models.py
     pairs = ["clip_pair"]  # tests/tasks/test_image_text.py
-    others = [*language, *diffusion, *pairs]
+    seeing = ["llava", "vision_language"]  # test_vision_language_models.py
+    others = [*language, *diffusion, *pairs, *seeing]
     assert models.names() == sorted([*others, *(str(spec["kind"]) for spec in SPECS + OTHERS)])
 
 

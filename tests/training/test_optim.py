@@ -112,3 +112,19 @@ def test_every_optimiser_descends_survives_a_round_trip_and_keeps_its_rate(name)
 def test_fields_out_of_range_are_refused_by_name(fields, said):
     with pytest.raises(ConfigError, match=said):
         SGD(**fields)
+
+
+def test_adamw_steps_alike_however_a_gradient_lies_in_memory() -> None:
+    """A fused step that reads a transposed gradient in the order of memory moves the wrong weights."""
+    start, gradient = torch.randn(3, 5), torch.randn(5, 3)
+    moved = []
+    for laid_out in (gradient.T, gradient.T.contiguous()):
+        weight = nn.Parameter(start.clone())
+        weight.grad = laid_out
+        AdamW(lr=0.1).optimizer([weight]).step()
+        moved.append(weight.detach())
+    assert torch.equal(*moved)
+    plain = nn.Parameter(start.clone())
+    plain.grad = gradient.T.contiguous()
+    torch.optim.AdamW([plain], lr=0.1, weight_decay=0.01, fused=False, foreach=False).step()
+    torch.testing.assert_close(moved[0], plain.detach())

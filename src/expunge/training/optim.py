@@ -173,7 +173,7 @@ class AdamW(Optim):
             raise ConfigError(f"both must be in [0, 1), got {self.betas}.", "betas")
 
     def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(  # fused: several times as fast on a CPU, and without temporary copies
+        made = torch.optim.AdamW(  # fused: several times as fast on a CPU, and without temporary copies
             parameters,
             lr=self.lr,
             betas=self.betas,
@@ -181,3 +181,14 @@ class AdamW(Optim):
             weight_decay=self.weight_decay,
             fused=True,
         )
+        made.register_step_pre_hook(_lay_out)
+        return made
+
+
+def _lay_out(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    """Gives every gradient its parameter's strides: a fused step reads both as they lie in memory."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            gradient = parameter.grad
+            if gradient is not None and gradient.stride() != parameter.stride():
+                parameter.grad = torch.empty_like(parameter).copy_(gradient)
