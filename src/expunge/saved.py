@@ -19,7 +19,7 @@ from expunge.store import write_text
 from expunge.tasks.diffusion import Diffusion
 from expunge.training.checkpoint import read_weights
 from expunge.training.diffusion_models import INDEX, TextToImage, pretrained_pipeline
-from expunge.training.pretrained import _silent, pretrained
+from expunge.training.pretrained import pretrained, silent
 
 TENSORS, SETTINGS = "guard.safetensors", "guard.json"
 
@@ -51,7 +51,7 @@ def save(
     folder, guard = Path(directory), getattr(model, GUARD, None)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _silent():
+        with silent():
             if isinstance(model, TextToImage):
                 model.pipeline(tokenizer, task).save_pretrained(folder)
             else:

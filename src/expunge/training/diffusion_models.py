@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -240,10 +238,10 @@ def pretrained_pipeline(folder: Path | str, dtype: torch.dtype | None = torch.fl
     check_diffusers(f"the pipeline '{folder}'")
     from diffusers import DiffusionPipeline
 
-    from expunge.training.pretrained import _silent
+    from expunge.training.pretrained import silent
 
     try:
-        with _silent(), _quiet():
+        with silent(), silent("diffusers"):
             pipe = DiffusionPipeline.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # diffusers, transformers, safetensors and json each raise their own
         said = " ".join(str(error).split())[:200].rstrip(".")
@@ -252,19 +250,3 @@ def pretrained_pipeline(folder: Path | str, dtype: torch.dtype | None = torch.fl
         ) from None
     model = TextToImage.from_pipeline(pipe)
     return model if dtype is None else model.to(dtype)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps progress bars and warnings of diffusers off the terminal."""
-    from diffusers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

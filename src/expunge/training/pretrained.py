@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def _load(folder: Path, causal: bool, options: dict[str, Any]) -> tuple[nn.Modul
     if causal:
         kind = AutoModelForImageTextToText if _sees(folder) else AutoModelForCausalLM
     try:
-        with _silent():
+        with silent():
             model, loading = kind.from_pretrained(
                 folder, local_files_only=True, output_loading_info=True, **options
             )
@@ -95,10 +96,9 @@ def _sees(folder: Path) -> bool:
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
-    """Keeps progress bars and warnings of transformers off the terminal."""
-    from transformers.utils import logging
-
+def silent(library: str = "transformers") -> Iterator[None]:
+    """Keeps progress bars and warnings of transformers or diffusers off the terminal."""
+    logging: Any = import_module(f"{library}.utils.logging")
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
