@@ -24,9 +24,11 @@ LAYERS = (
     {"searches"},
     {
         "api",
+        "drawing",
         "experiment",
         "foreign",
         "language",
+        "pipelines",
         "provenance",
         "reference_models",
         "run_log",

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from expunge import config
 from expunge.data.arrays import Data, digest
-from expunge.data.pictures import pictures
 from expunge.data.poison import unmanipulated
 from expunge.data.split import Split, as_data
 from expunge.errors import ConfigError, fitting_memory
@@ -21,6 +20,7 @@ from expunge.evaluation.metric import metrics as known_metrics
 from expunge.evaluation.report import Report
 from expunge.evaluation.shadows import ShadowPlan, Shadows, train_shadows
 from expunge.evaluation.table import Table
+from expunge.evaluation.thumbnails import thumbnails
 from expunge.experiment import Experiment, read
 from expunge.methods.base import Method, check_layers, methods
 from expunge.provenance import hardware, versions
@@ -224,7 +224,7 @@ def compare(
         rows=tuple(evaluation.row(candidate, metrics) for candidate in everyone),
         fingerprint=split.fingerprint(),
         bins=list(HISTOGRAM_EDGES),
-        pictures=pictures(split.forget),
+        pictures=thumbnails(split.forget, task, candidates[0].model),
         margins=dict(margins or {}),
         floors=evaluation.floors(),
     )

@@ -35,7 +35,7 @@ from expunge.evaluation.metrics.leakage import Leakage
 from expunge.evaluation.metrics.tofu import TruthRatio
 from expunge.evaluation.metrics.utility import Accuracy, Loss
 from expunge.evaluation.report import Report
-from expunge.methods.base import GradientMethod, Method, methods
+from expunge.methods.base import Method, methods
 from expunge.saved import load, save
 from expunge.tasks.causal_lm import CausalLM
 from expunge.training.engine import Engine
@@ -137,7 +137,7 @@ def forget(
         Unsupported, Diverged: as ``expunge.unlearn``.
     """
     chosen = config.build(methods, method, "method")
-    if not asked.kept and not _forgets_alone(chosen):
+    if not asked.kept and "retain" in chosen.reads_inputs():
         raise ConfigError(
             f"{methods.name_of(chosen)} needs records to keep. Give --retain FILE, or use grad_ascent."
         )
@@ -363,11 +363,3 @@ def _listed(pairs: Sequence[Duplicate], most: int = 5) -> str:
 def _context(model: nn.Module) -> int | None:
     found = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     return int(found) if found else None
-
-
-def _forgets_alone(method: Method) -> bool:
-    return (
-        isinstance(method, GradientMethod)
-        and not method.modifiers
-        and all(one.over == "forget" and one.beside is None for one in method.passes(0))
-    )

@@ -13,7 +13,7 @@ import torch
 from expunge import config
 from expunge.experiment import Experiment
 
-PACKAGES = ("expunge", "torch", "numpy", "scipy", "scikit-learn", "transformers", "peft")
+PACKAGES = ("expunge", "torch", "numpy", "scipy", "scikit-learn", "transformers", "peft", "diffusers")
 
 
 def versions() -> dict[str, str]:

@@ -16,7 +16,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from expunge import config, provenance, reference_models
-from expunge.data.pictures import pictures
 from expunge.data.poison import unmanipulated
 from expunge.data.split import Split
 from expunge.errors import Diverged, RunError, Unsupported
@@ -25,6 +24,7 @@ from expunge.evaluation.evidence import Compute, Tensors
 from expunge.evaluation.report import Report
 from expunge.evaluation.shadows import Shadows
 from expunge.evaluation.table import Row, Table
+from expunge.evaluation.thumbnails import thumbnails
 from expunge.experiment import Experiment, check
 from expunge.methods.base import methods
 from expunge.run_log import RunLog
@@ -168,7 +168,9 @@ class _Run:
             fingerprint=split.fingerprint(),
             overlap=overlap,
             bins=list(HISTOGRAM_EDGES),
-            pictures=pictures(split.forget, self.experiment.sourced.class_names),
+            pictures=thumbnails(
+                split.forget, self.experiment.task, original, self.experiment.sourced.class_names
+            ),
             margins=self.experiment.margins,
             floors=floors,
             names=list(self.experiment.sourced.class_names or ()),

@@ -93,7 +93,7 @@ USAGE = [
     case("unknown command", "rnu", "'rnu'", "Did you mean 'run'"),
     case("unknown option", "run base.yaml --dirctory x", "--dirctory", "--directory"),
     case("no experiment", "run", "EXPERIMENT"),
-    case("missing option", "unlearn base.yaml", "--model"),
+    case("missing option", "unlearn base.yaml", "--method"),
     case("option without value", "run base.yaml --directory", "--directory"),
     case("unknown suite", "run digts", "'digts'", "Did you mean 'digits'"),
     case("unknown kind to list", "list metods", "'metods'", "Did you mean 'methods'"),

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from expunge import __version__
-from expunge.cli import ask, demo, evaluate, listing, report, run, search, unlearn, validate
+from expunge.cli import ask, demo, evaluate, listing, report, run, sample, search, unlearn, validate
 from expunge.errors import ExpungeError, memory_error
 
 MISTAKE = 2
@@ -30,6 +30,7 @@ COMMANDS = {
     "unlearn": unlearn,
     "evaluate": evaluate,
     "ask": ask,
+    "sample": sample,
     "search": search,
     "report": report,
 }

@@ -21,6 +21,7 @@ QUIET = 2.0
 _DOING = {
     **dict.fromkeys(("original", "retrain", "shadow"), "training"),
     "relearn": "evaluating",
+    "images": "drawing",
     "bilevel": "searching",
 }
 

@@ -24,22 +24,10 @@ EXAMPLE = (
 
 LANGUAGE = "Language models"
 
+PICTURES = "Text-to-image pipelines"
+
 
 def command(
-    model: Annotated[
-        Path,
-        typer.Option(
-            metavar="MODEL", help="The trained model: a .safetensors file, a folder, or an id of the Hub."
-        ),
-    ],
-    forget: Annotated[
-        Path,
-        typer.Option(
-            metavar="FILE",
-            help="What to forget: ids (.txt with one a line, .npy, .json, a search's index file); for a "
-            "language model records (.jsonl).",
-        ),
-    ],
     method: Annotated[str, typer.Option(help="Name of a method (see: expunge list methods).")],
     output: Annotated[
         Path,
@@ -52,29 +40,92 @@ def command(
         ),
     ] = None,
     fields: Fields = None,
-    retain: Annotated[
-        Path | None, typer.Option(metavar="FILE", rich_help_panel=LANGUAGE, help="Records to keep (.jsonl).")
-    ] = None,
-    scope: Annotated[
-        str | None,
+    model: Annotated[
+        Path | None,
         typer.Option(
-            rich_help_panel=LANGUAGE, help="What may move: lora, '{kind: last_layers, count: 2}', …"
+            metavar="MODEL", help="The trained model: a .safetensors file, a folder, or an id of the Hub."
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(rich_help_panel=LANGUAGE, help="Of everything that is drawn.")] = 0,
-    dtype: Annotated[
+    forget: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="What to forget: ids (.txt with one a line, .npy, .json, a search's index file); for a "
+            "language model records (.jsonl), for a pipeline a folder of captioned images.",
+        ),
+    ] = None,
+    retain: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="For a language model records to keep (.jsonl); for a pipeline prompts (.txt, one a "
+            "line) or a folder of captioned images.",
+        ),
+    ] = None,
+    scope: Annotated[
+        str | None, typer.Option(help="What may move: lora, '{kind: last_layers, count: 2}', …")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+    dtype: Annotated[str | None, typer.Option("--engine.dtype", help="float32 or bfloat16.")] = None,
+    device: Annotated[str | None, typer.Option("--engine.device", help="auto, cpu, cuda, …")] = None,
+    pipeline: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", rich_help_panel=PICTURES, help="A pipeline of diffusers like Stable Diffusion."
+        ),
+    ] = None,
+    concept: Annotated[
+        str, typer.Option(rich_help_panel=PICTURES, help="What to forget: 'van_gogh style', 'dog'.")
+    ] = "",
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(
+            rich_help_panel=PICTURES,
+            help="A prompt with {} in the place of a concept; repeat for more.",
+            show_default="the concept by itself, 'an image of {}', 'a picture of {}'; of a style 'in'",
+        ),
+    ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(rich_help_panel=PICTURES, help="A concept to keep; repeat for more."),
+    ] = None,
+    anchor: Annotated[
         str | None,
-        typer.Option("--engine.dtype", rich_help_panel=LANGUAGE, help="float32 or bfloat16."),
+        typer.Option(
+            rich_help_panel=PICTURES,
+            help="What the concept turns into: words, 'prompt: …', empty, or of the concepts to keep next, "
+            "random or nearest.",
+            show_default="next, or empty without --keep",
+        ),
     ] = None,
-    device: Annotated[
-        str | None, typer.Option("--engine.device", rich_help_panel=LANGUAGE, help="auto, cpu, cuda, …")
-    ] = None,
+    examples: Annotated[
+        int,
+        typer.Option(rich_help_panel=PICTURES, help="Prompts to forget and to keep, each with own noise."),
+    ] = 200,
+    draw: Annotated[
+        bool,
+        typer.Option(
+            "--draw",
+            rich_help_panel=PICTURES,
+            help="Let the pipeline draw the images that the method looks at.",
+        ),
+    ] = False,
+    steps: Annotated[
+        int, typer.Option(rich_help_panel=PICTURES, help="Of the sampler that draws them.")
+    ] = 50,
+    guidance: Annotated[
+        float, typer.Option(rich_help_panel=PICTURES, help="Of the sampler that draws them.")
+    ] = 7.5,
 ) -> None:
     """Makes a trained model forget and writes the new one; the model that is read is never changed.
 
     With the folder of a language model (as save_pretrained writes it, with its tokenizer), --forget and
     --retain are files of records: one JSON object a line with question and answer, messages, or text. The
     result is a folder for from_pretrained, with a model card.
+
+    With a pipeline of diffusers, --concept says what to forget. Methods that look at no images (uce, esd, ca,
+    sa, seot and others) need nothing else; for the others give folders of images with a metadata.jsonl as
+    --forget and --retain, or --draw. The result is a folder for StableDiffusionPipeline.from_pretrained.
 
     With an experiment file, data, network and task are the experiment's, and --forget are ids of its
     training examples.
@@ -87,13 +138,30 @@ def command(
     if experiment is not None and "=" in experiment:
         given.insert(0, experiment)
         experiment = None
+    engine = {key: value for key, value in (("dtype", dtype), ("device", device)) if value}
+    if pipeline is not None:
+        if model is not None or experiment is not None:
+            raise ConfigError("a pipeline needs no model or experiment beside it. Leave it out.", "pipeline")
+        what = {
+            "concept": concept, "prompts": prompt or (), "keep": keep or (), "forget": forget,
+            "retain": retain, "examples": examples,
+        }  # fmt: skip
+        how = {"steps": steps, "guidance": guidance}
+        _pipeline(pipeline, what, _built(method, scope, given, anchor, keep), output, how, draw, seed, engine)
+        return
+    if concept or keep or prompt or anchor or draw:
+        raise ConfigError("what pictures show goes with --pipeline FOLDER. Give it, or leave --concept out.")
+    if model is None or forget is None:
+        missing = "--model" if model is None else "--forget"
+        raise ConfigError(f"give {missing}, or --pipeline FOLDER with --concept.")
     if model.is_dir() or is_id(model):
         if experiment is not None:
             raise ConfigError(
                 f"'{model}' is a folder, a language model, which needs no experiment. Leave "
                 f"'{experiment}' out."
             )
-        engine = {key: value for key, value in (("dtype", dtype), ("device", device)) if value}
+        if (model / "model_index.json").exists():
+            raise ConfigError(f"'{model}' is a pipeline of diffusers. Give it as --pipeline {model}.")
         _language(model, forget, retain, _built(method, scope, given), output, seed, engine)
         return
     if experiment is None:
@@ -104,12 +172,25 @@ def command(
     _weights(experiment, model, forget, method, _built(method, scope, given), output)
 
 
-def _built(method: str, scope: str | None, given: Sequence[str]) -> Method:
+def _built(
+    method: str,
+    scope: str | None,
+    given: Sequence[str],
+    anchor: str | None = None,
+    keep: Sequence[str] | None = None,
+) -> Method:
     from expunge import config
     from expunge.cli.inputs import inline
+    from expunge.methods.anchors import KINDS
     from expunge.methods.base import methods
 
     value: dict[str, Any] = {"kind": method}
+    if anchor in KINDS and not keep:
+        raise ConfigError(
+            f"'{anchor}' is one of the concepts to keep. Name them with --keep, or give words.", "anchor"
+        )
+    if anchor is not None:
+        value["anchor"] = anchor
     if scope is not None:
         value["scope"] = inline("scope", scope)
     return config.build(methods, config.override(value, given), "method")
@@ -208,3 +289,50 @@ def _language(
     language.write(result, asked, output)
     print(f"{methods.name_of(method)} forgot {len(data):,} records in {result.cost['seconds']:.1f} s.")
     print(f"Model, tokenizer and card: {output}")
+
+
+def _pipeline(
+    folder: Path,
+    what: dict[str, Any],
+    method: Method,
+    output: Path,
+    how: dict[str, Any],
+    draw: bool,
+    seed: int,
+    engine: dict[str, str],
+) -> None:
+    """The folder of a pipeline and a concept."""
+    from expunge import config, pipelines
+    from expunge.cli.inputs import writable
+    from expunge.cli.progress import Progress
+    from expunge.methods.base import methods
+    from expunge.methods.guarded import GUARD
+    from expunge.saved import save
+    from expunge.training.engine import Engine
+
+    chosen, name = config.parse(Engine, engine, "engine"), methods.name_of(method)
+    drawing = pipelines.Drawing(**how)
+    asked = pipelines.request(folder, **what, engine=chosen)
+    writable(output / pipelines.CARD)
+    data, drawn = asked.forget, drawing if draw else None
+    print(f"One of {len(data):,} prompts to forget, as the model sees it:")
+    print("  " + data.shown(int(data.ids[0])).replace("\n", "\n  "))
+    anchor = getattr(pipelines.told(asked, method), "anchor", None)
+    if anchor is not None:
+        into = {"empty": "the empty prompt", "next": f"'{asked.keep[0]}'" if asked.keep else ""}
+        print(f"'{asked.concept}' turns into: {into.get(str(anchor), anchor)}")
+    before = output.with_name(f"{output.name}-before-it-diverged")
+    with _keeping(method, before, save), Progress() as progress:
+        result = pipelines.forget(
+            asked, method, drawing=drawn, seed=seed, engine=chosen, callbacks=(progress,)
+        )
+    changed = pipelines.write(result, asked, output, drawn)
+    print(f"{name} forgot '{asked.concept}' in {result.cost['seconds']:.1f} s.")
+    if hasattr(result.model, GUARD):
+        print(
+            "It is a guard: the weights are the original's, and plain diffusers draws the concept as before. "
+            "`expunge sample` and expunge.load draw under it."
+        )
+    else:
+        print(f"Changed: {', '.join(changed) or 'nothing'}; all other files are the original's.")
+    print(f"Pipeline and card: {output}")

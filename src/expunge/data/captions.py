@@ -16,6 +16,9 @@ from expunge.errors import DataError
 EMPTY = "empty"
 """The name of the empty prompt among the other captions: every data set has its column."""
 
+PROMPTS = "prompts"
+"""The column that says which images share a caption."""
+
 _END_OF_WORD = "</w>"
 _LONGEST = 100_000
 """Above this a tokenizer's ``model_max_length`` means that it was never set."""
@@ -26,7 +29,8 @@ class CaptionedImages(ArrayData):
 
     ``inputs`` ``(N, C, H, W)`` float32 is what the denoiser works on: latents, or pixels in [−1, 1].
     ``input_ids`` ``(N, T)`` int64 are the caption's tokens. Other captions of the same image stand in the
-    columns ``<name>.input_ids``; ``empty.input_ids``, the empty prompt, is always there.
+    columns ``<name>.input_ids``; ``empty.input_ids``, the empty prompt, is always there. The column
+    ``prompts``, in no batch, has the number of each caption among all of them in alphabetical order.
 
     Args:
         inputs: ``(N, C, H, W)``.
@@ -83,6 +87,12 @@ class CaptionedImages(ArrayData):
     def names(self) -> tuple[str, ...]:
         """Names of the other captions."""
         return tuple(name.removesuffix(".input_ids") for name in self._storage.columns if "." in name)
+
+    def column(self, name: str) -> Tensor:
+        if name != PROMPTS or name in self._storage.columns:
+            return super().column(name)
+        place = {caption: number for number, caption in enumerate(sorted(set(self._captions)))}
+        return torch.tensor([place[caption] for caption in self.captions])
 
     def with_captions(self, name: str, captions: Sequence[str]) -> Self:
         """The same examples with a further column ``<name>.input_ids``; a column of that name is replaced.

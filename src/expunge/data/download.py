@@ -16,6 +16,11 @@ def local_folder(name: str) -> Path | None:
     return folder if folder is not None and folder.is_dir() else None
 
 
+def cache_folder() -> Path:
+    """Where what can be had again is kept: ``$EXPUNGE_CACHE``, or ``~/.cache/expunge``."""
+    return Path(os.environ.get("EXPUNGE_CACHE") or "~/.cache/expunge").expanduser()
+
+
 def read_checked(path: Path, sha256: str) -> bytes:
     """The contents of a file.
 
@@ -33,8 +38,6 @@ def read_checked(path: Path, sha256: str) -> bytes:
 def cached(name: str, file: str, sha256: str, url: str) -> bytes:
     """A file from the cache folder, downloaded from ``url`` into it the first time.
 
-    The cache is ``$EXPUNGE_CACHE``, or ``~/.cache/expunge``.
-
     Args:
         name: the data set: its folder in the cache, and under ``$EXPUNGE_DATA``.
 
@@ -44,8 +47,7 @@ def cached(name: str, file: str, sha256: str, url: str) -> bytes:
     import urllib.error
     import urllib.request
 
-    root = Path(os.environ.get("EXPUNGE_CACHE") or "~/.cache/expunge").expanduser()
-    path = root / name / file
+    path = cache_folder() / name / file
     if path.is_file():
         return read_checked(path, sha256)
     try:

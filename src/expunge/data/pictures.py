@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from expunge.data.arrays import Data
+from expunge.data.captions import CaptionedImages
 from expunge.errors import DataError, RunError
 
 COUNT = 16
@@ -17,27 +19,49 @@ COUNT = 16
 
 
 def pictures(
-    data: Data, class_names: Sequence[str] | None = None, count: int = COUNT
+    data: Data,
+    class_names: Sequence[str] | None = None,
+    count: int = COUNT,
+    decode: Callable[[Tensor], Tensor] | None = None,
 ) -> list[dict[str, str]]:
     """``{"id", "label", "png"}`` of some examples; empty where the inputs are no images.
 
-    Images are ``(C, H, W)`` with 1 or 3 channels, uint8 or floats in [0, 1]; PNG in base64.
+    Images are ``(C, H, W)`` with 1 or 3 channels, uint8 or floats in [0, 1]; PNG in base64. The label is the
+    class, or the caption.
+
+    Args:
+        decode: makes such images of inputs ``(N, …)`` that are something else, latents or pixels in [−1, 1].
     """
     rows = torch.linspace(0, len(data) - 1, min(count, len(data))).round().long()
     few = data.subset(data.ids[rows])
+    labels = _labels(few, class_names)
     try:
-        images, labels = few.column("inputs"), few.column("targets")
+        images = few.column("inputs")
     except DataError:
-        return []  # no such columns: not images with labels
-    if images.ndim != 4 or images.shape[1] not in (1, 3) or labels.ndim != 1:
+        return []
+    if decode is not None and images.ndim == 4:
+        images = decode(images).detach().float().cpu()
+    if labels is None or images.ndim != 4 or images.shape[1] not in (1, 3):
         return []
     if images.is_floating_point():
         images = (images.clamp(0, 1) * 255).round().to(torch.uint8)
-    found = []
-    for id_, image, label in zip(few.ids.tolist(), images, labels.tolist(), strict=True):
-        text = str(class_names[label]) if class_names else str(label)
-        found.append({"id": str(id_), "label": text, "png": png(image)})
-    return found
+    return [
+        {"id": str(id_), "label": label, "png": png(image)}
+        for id_, image, label in zip(few.ids.tolist(), images, labels, strict=True)
+    ]
+
+
+def _labels(data: Data, class_names: Sequence[str] | None) -> list[str] | None:
+    """Captions, or else classes; None where there is neither."""
+    if isinstance(data, CaptionedImages):
+        return list(data.captions)
+    try:
+        targets = data.column("targets")
+    except DataError:
+        return None
+    if targets.ndim != 1:
+        return None
+    return [str(class_names[label]) if class_names else str(label) for label in targets.tolist()]
 
 
 def sheet(data: Data, path: str | Path, title: str, class_names: Sequence[str] | None = None) -> None:
@@ -71,7 +95,7 @@ def sheet(data: Data, path: str | Path, title: str, class_names: Sequence[str] |
         raise RunError(f"cannot write '{path}': {error}. Name a .png, .svg or .pdf file.") from None
 
 
-def png(image: torch.Tensor) -> str:
+def png(image: Tensor) -> str:
     """An image ``(C, H, W)`` uint8 as PNG, in base64."""
     from PIL import Image
 

@@ -41,6 +41,10 @@ class Method(ABC):
     prepared_by: ClassVar[tuple[str, ...]] = ()
     """The fields that decide what is made once, before any request, and shared by all: see ``prepare``."""
 
+    def reads_inputs(self) -> tuple[str, ...]:
+        """The parts whose inputs are looked at; of others at most what is asked, captions or classes."""
+        return ("forget", "retain")
+
     def promise(self) -> str:
         """What the guarantee amounts to with these settings, in a sentence; nothing more by default."""
         return ""
@@ -139,6 +143,10 @@ class GradientMethod(Method):
     def passes(self, epoch: int) -> Sequence[Pass]:
         """The passes of one epoch."""
         return (Pass("forget", beside="retain"),)
+
+    def reads_inputs(self) -> tuple[str, ...]:
+        alone = all(one.over == "forget" and one.beside is None for one in self.passes(0))
+        return ("forget",) if alone and not self.modifiers else super().reads_inputs()
 
     @abstractmethod
     def objective(self, step: Step) -> dict[str, Tensor]:

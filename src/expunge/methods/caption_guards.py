@@ -51,6 +51,9 @@ class CaptionGuard(Guard):
     beside: ClassVar[type[Beside]]
     """What acts at inference."""
 
+    def reads_inputs(self) -> tuple[str, ...]:
+        return ()
+
     def check(self, split: Split, task: Task) -> None:
         super().check(split, task)
         name = methods.name_of(self)

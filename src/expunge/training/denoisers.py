@@ -5,7 +5,7 @@ Nothing here imports diffusers before it must: modules are taken as they are and
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from typing import Any, cast
@@ -71,17 +71,7 @@ class TextToImage(nn.Module):
             Unsupported: no text encoder, UNet or autoencoder, or more than one text encoder.
         """
         parts = dict(pipe.components)
-        name = type(pipe).__name__
-        if missing := [part for part in _NAMES if parts.get(part) is None]:
-            words = {"text_encoder": "text encoder", "unet": "UNet", "vae": "autoencoder"}
-            raise Unsupported(
-                f"{name} has no {words[missing[0]]}, so no prompts to erase from. Use a pipeline like Stable "
-                "Diffusion's; for a model of classes use class_denoiser."
-            )
-        if parts.get("text_encoder_2") is not None:
-            raise Unsupported(
-                f"{name} has two text encoders. Use a pipeline with one: Stable Diffusion 1 or 2."
-            )
+        check_parts(type(pipe).__name__, [name for name, part in parts.items() if part is not None])
         modules = {part: parts.pop(part) for part in _NAMES}
         tokenizer, scheduler = parts.pop("tokenizer", None), parts.pop("scheduler", None)
         return cls(**modules, companions=Companions(tokenizer, scheduler, type(pipe), parts)).eval()
@@ -226,6 +216,28 @@ def ddim_scheduler(task: Diffusion) -> Any:
         timestep_spacing="trailing",
         steps_offset=1,  # not used with trailing timesteps, but pipelines want it
     )
+
+
+def check_parts(pipeline: str, parts: Collection[str]) -> None:
+    """Refuses a pipeline that is not made of one text encoder, a UNet and an autoencoder.
+
+    Args:
+        pipeline: what to call it.
+        parts: names of its components.
+
+    Raises:
+        Unsupported: names what is missing, or the second text encoder.
+    """
+    if missing := [part for part in _NAMES if part not in parts]:
+        words = {"text_encoder": "text encoder", "unet": "UNet", "vae": "autoencoder"}
+        raise Unsupported(
+            f"{pipeline} has no {words[missing[0]]}, so no prompts to erase from. Use a pipeline like Stable "
+            "Diffusion's; for a model of classes use class_denoiser."
+        )
+    if "text_encoder_2" in parts:
+        raise Unsupported(
+            f"{pipeline} has two text encoders. Use a pipeline with one: Stable Diffusion 1 or 2."
+        )
 
 
 def check_diffusers(what: str) -> None:

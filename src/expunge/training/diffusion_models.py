@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,8 +12,14 @@ import torch
 from torch import nn
 
 from expunge.data.patch_codec import PatchCodecSpec
-from expunge.errors import CheckpointError, ConfigError
-from expunge.training.denoisers import ClassDenoiser, Companions, TextToImage, check_diffusers
+from expunge.errors import CheckpointError, ConfigError, ExpungeError
+from expunge.training.denoisers import (
+    ClassDenoiser,
+    Companions,
+    TextToImage,
+    check_diffusers,
+    check_parts,
+)
 from expunge.training.models import ModelSpec, models
 
 __all__ = [
@@ -26,6 +34,9 @@ __all__ = [
 
 INDEX = "model_index.json"
 """The file that makes a folder a pipeline of diffusers."""
+
+CODEC = "expunge.training.codec_model"
+"""Where ``PatchVAE`` is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,7 +236,7 @@ def pretrained_pipeline(folder: Path | str, dtype: torch.dtype | None = torch.fl
         dtype: of the weights; None is float32 or what the files say, as diffusers decides.
 
     Raises:
-        CheckpointError: no pipeline there, or one that diffusers cannot load.
+        CheckpointError: no pipeline there, one that diffusers cannot load, or weights that do not fill it.
         MissingExtra: diffusers is not installed.
         Unsupported: as ``TextToImage.from_pipeline``.
     """
@@ -242,7 +253,10 @@ def pretrained_pipeline(folder: Path | str, dtype: torch.dtype | None = torch.fl
 
     try:
         with silent(), silent("diffusers"):
-            pipe = DiffusionPipeline.from_pretrained(folder, local_files_only=True)
+            known = _networks(folder)
+            pipe = DiffusionPipeline.from_pretrained(folder, local_files_only=True, **known)
+    except ExpungeError:
+        raise
     except Exception as error:  # diffusers, transformers, safetensors and json each raise their own
         said = " ".join(str(error).split())[:200].rstrip(".")
         raise CheckpointError(
@@ -250,3 +264,36 @@ def pretrained_pipeline(folder: Path | str, dtype: torch.dtype | None = torch.fl
         ) from None
     model = TextToImage.from_pipeline(pipe)
     return model if dtype is None else model.to(dtype)
+
+
+def _networks(folder: Path) -> dict[str, Any]:
+    """The networks of a pipeline by name, as diffusers and transformers load them.
+
+    By itself a pipeline says nothing where a file does not hold what a network is made of, and goes on with
+    random weights.
+
+    Raises:
+        CheckpointError: such a file.
+        Unsupported: as ``check_parts``.
+    """
+    found, index = {}, json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    parts = {name: entry for name, entry in index.items() if isinstance(entry, list) and all(entry)}
+    check_parts(f"the pipeline '{folder}'", parts)
+    for name, (library, kind) in parts.items():
+        if library == CODEC:
+            import_module(CODEC)  # diffusers imports no modules of others
+        if library not in ("diffusers", "transformers") or not (folder / name).is_dir():
+            continue
+        cls: Any = getattr(import_module(library), str(kind), None)
+        if nn.Module not in getattr(cls, "__mro__", ()):
+            continue
+        model, loading = cls.from_pretrained(folder / name, local_files_only=True, output_loading_info=True)
+        if missing := sorted(loading["missing_keys"]):
+            names = ", ".join(f"'{key}'" for key in missing[:2])
+            raise CheckpointError(
+                f"'{folder / name}' has no weights for {len(missing)} of the parameters of {kind}: {names}"
+                f"{' and more' if len(missing) > 2 else ''}. Copy the whole folder again, or save the "
+                "pipeline again with save_pretrained."
+            )
+        found[name] = model
+    return found

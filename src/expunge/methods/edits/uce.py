@@ -83,6 +83,9 @@ class UCE(Edit):
         if self.preserve is not None and self.preserve < 0:
             raise ConfigError(f"must not be negative, got {self.preserve}.", "preserve")
 
+    def reads_inputs(self) -> tuple[str, ...]:
+        return ()
+
     def check(self, split: Split, task: Task) -> None:
         super().check(split, task)
         conditional(split, task, "uce")

@@ -178,6 +178,9 @@ class AdvUnlearn(GradientMethod):
         if not 0 <= self.warm_up < 1:
             raise ConfigError(f"is a fraction of all steps in [0, 1), got {self.warm_up}.", "warm_up")
 
+    def reads_inputs(self) -> tuple[str, ...]:
+        return ("retain",)
+
     def check(self, split: Split, task: Task) -> None:
         super().check(split, task)
         conditional(split, task, "adv_unlearn")

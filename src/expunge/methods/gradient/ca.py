@@ -79,6 +79,9 @@ class CA(GradientMethod):
         if self.regularisation < 0:
             raise ConfigError(f"must not be negative, got {self.regularisation}.", "regularisation")
 
+    def reads_inputs(self) -> tuple[str, ...]:
+        return ()
+
     def check(self, split: Split, task: Task) -> None:
         super().check(split, task)
         conditional(split, task, "ca")

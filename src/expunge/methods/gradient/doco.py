@@ -169,6 +169,9 @@ class DoCo(GradientMethod):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"must be at least 1, got {getattr(self, name)}.", name)
 
+    def reads_inputs(self) -> tuple[str, ...]:
+        return ("retain",)
+
     def check(self, split: Split, task: Task) -> None:
         super().check(split, task)
         conditional(split, task, "doco")

@@ -95,7 +95,8 @@ class EraseDiff(GradientMethod):
         place of one and two forward passes through a second copy of the model.
     Guarantee: empirical.
     Differs: the rule for ``λ`` and one search for ``θ'`` an epoch are choices of ours after the
-        value-function method that the paper builds on; the paper's own text was not at hand. The reference
+        value-function method that the paper builds on; the authors' code for classes of images has
+        ``max(0, η − cos(∇L_r, ∇q))`` for ``λ``, and the paper's own text was not at hand. The reference
         has no inner passes here: in that code they change nothing but Adam's running means, which are not
         restored with the weights. It also takes the first batch of four images over and over; here all
         examples are used. There the scope is cross-attention alone; here the whole denoiser.

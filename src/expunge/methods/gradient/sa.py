@@ -68,9 +68,9 @@ class SA(GradientMethod):
         of the weights besides the model.
     Guarantee: empirical.
     Differs: ``F`` squares the gradient of one image at one timestep. The authors' code adds up the gradients
-        of a chunk of timesteps before it squares them, which is not the diagonal of the Fisher information:
-        what points in opposite directions cancels. How often it draws an image's timesteps is not verified;
-        the number of samples here and that the information is of retained conditions are choices of ours.
+        of all timesteps of an image before it squares them, which is not the diagonal of the Fisher
+        information: what points in opposite directions cancels. The number of samples here and that the
+        information is of retained conditions are choices of ours.
         With ``noise`` each example keeps the one image that was drawn for it.
     References: Heng and Soh, Selective Amnesia, NeurIPS 2023, arXiv:2305.10120; ``γ`` 1, ``λ`` 10, learning
         rate 1e-4 and batches of 128 as for DDPM in the code of SalUn, which takes 20,000 steps.
@@ -97,6 +97,9 @@ class SA(GradientMethod):
                 raise ConfigError(f"must not be negative, got {getattr(self, name)}.", name)
         if self.samples is not None and self.samples < 1:
             raise ConfigError(f"must be at least 1, got {self.samples}.", "samples")
+
+    def reads_inputs(self) -> tuple[str, ...]:
+        return ()
 
     def check(self, split: Split, task: Task) -> None:
         super().check(split, task)

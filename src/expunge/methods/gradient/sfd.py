@@ -107,6 +107,9 @@ class SFD(GradientMethod):
         if not 0 <= self.levels[0] < self.levels[1] <= 1:
             raise ConfigError(f"needs two rising fractions of the timesteps, got {self.levels}.", "levels")
 
+    def reads_inputs(self) -> tuple[str, ...]:
+        return ()
+
     def check(self, split: Split, task: Task) -> None:
         super().check(split, task)
         conditional(split, task, "sfd")
