@@ -1,8 +1,13 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from expunge import seeding
 from expunge.errors import ConfigError
+from expunge.methods.scopes.fila import FILA
+from expunge.methods.scopes.last_layers import LastLayers
+from expunge.training.ensemble import stacking
 from expunge.training.parameters import distance, shared_tensors
 from expunge.training.recipe import Training
 from expunge.training.session import Event, Session
@@ -27,6 +32,23 @@ def test_training_moves_every_tensor(setting):
         shared_tensors(setting.recipe.train(setting.split.retain, session), setting.recipe.initial(session))
         == []
     )
+
+
+def test_what_is_outside_the_scope_keeps_its_first_values_and_may_move_later(setting):
+    session, data = Session(seed=5), setting.split.retain
+    part = replace(setting.recipe, training=replace(setting.recipe.training, scope=LastLayers(count=1)))
+    initial, trained = part.initial(session), part.train(data, session)
+    moved = set(LastLayers(count=1).names(initial))
+    assert 0 < len(moved) < len(list(initial.named_parameters()))
+    for (name, before), after in zip(initial.named_parameters(), trained.parameters(), strict=True):
+        assert torch.equal(before, after) == (name not in moved), name
+        assert after.requires_grad
+    assert stacking(part, data, session)[0] is False
+
+
+def test_a_scope_that_reads_a_forget_set_is_refused():
+    with pytest.raises(ConfigError, match=r"scope: is chosen by a forget set"):
+        Training(scope=FILA())
 
 
 def test_initialising_leaves_the_callers_generator_alone(setting):

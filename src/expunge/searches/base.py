@@ -77,7 +77,8 @@ class Sized(Search):
     Args:
         size: number of units, or their fraction of all.
         unit: what is forgotten whole: an ``example``, a ``class``, a ``subject`` (the column
-            ``subjects`` of the data) or a ``prompt`` (the column ``prompts``).
+            ``subjects`` of the data), a ``prompt`` (the column ``prompts``; of captioned images all that
+            share a caption), or a concept: a ``style`` or an ``object`` (the columns of the same names).
     """
 
     size: int | float = 0.1

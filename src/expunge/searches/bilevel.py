@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +41,8 @@ class Bilevel(Sized):
 
     Args:
         size: ``m``, a number of units or their fraction of all.
-        unit: what is forgotten whole: ``example``, ``class``, ``subject`` or ``prompt``.
+        unit: what is forgotten whole: ``example``, ``class``, ``subject``, ``prompt``, ``style`` or
+            ``object``.
         mode: ``worst`` for the hardest to forget, ``easiest`` for the opposite.
         upper: rounds of the upper level.
         lower: epochs of the lower level in each round.
@@ -49,8 +51,14 @@ class Bilevel(Sized):
         batch_size: examples in a step of the lower level.
         optim: how the lower level steps.
         fresh: the lower level trains from new weights, as retraining does, not from the original.
-        method: the lower level is this unlearning method, run on the ``m`` units that weigh most; the
-            fields of the lower level above are then not used.
+        method: the lower level is this unlearning method; the fields of the lower level above are then not
+            used.
+        lower_set: what the method forgets: the ``m`` units that weigh most (``heaviest``), or of every unit
+            ``u`` the share ``w_u`` of its examples, drawn anew in each round (``shares``), so that in
+            expectation each example's part of the method's loss is weighted by ``w``.
+
+    ``details`` says of every unit, in the order of ``units`` (what the data calls them), its last ``weights``
+    and the mean of its ``losses`` over the rounds, relative to the mean of all; not where units are examples.
 
     Cost: ``upper`` × (``lower`` epochs of training on all data, or one run of the method, + one forward
         pass).
@@ -59,7 +67,8 @@ class Bilevel(Sized):
         start. Scores in evaluation mode, without augmentation and gradients, where the authors' code
         scores augmented images in training mode. No rounding to 0/1 between rounds. The authors' code
         runs other methods below with plain momentum SGD, to which the argument about signs does not
-        apply; here that is said: with a ``method`` the direct term is a heuristic.
+        apply; here that is said: with a ``method`` the direct term is a heuristic. Over prompts it weighs
+        the loss of ESD by ``w``, which ``shares`` does for any method.
     References: Fan et al., Challenging Forgets, ECCV 2024, arXiv:2403.07362. Compare with
         ``loss_ranking``, which may find as hard a set without any search.
     """
@@ -73,6 +82,7 @@ class Bilevel(Sized):
     optim: Optim = SignSGD(lr=1e-3)
     fresh: bool = False
     method: Method | None = None
+    lower_set: Literal["heaviest", "shares"] = "heaviest"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -83,11 +93,16 @@ class Bilevel(Sized):
             raise ConfigError(f"must be above 0, got {self.step}.", "step")
         if self.fresh and self.method is not None:
             raise ConfigError("a method starts from the original. Leave one of both out.", "fresh")
+        if self.method is None and self.lower_set == "shares":
+            raise ConfigError("says what a method forgets, and there is none. Give method=….", "lower_set")
 
     def check(self, train: Data, task: Task) -> None:
         super().check(train, task)
-        if self.method is not None and self.method.forgets == "classes" and self.unit != "class":
-            raise ConfigError("this method forgets whole classes. Set unit=class.", "method")
+        if self.method is not None and self.method.forgets == "classes":
+            if self.unit != "class":
+                raise ConfigError("this method forgets whole classes. Set unit=class.", "method")
+            if self.lower_set == "shares":
+                raise ConfigError("this method forgets whole classes. Use heaviest.", "lower_set")
 
     def baseline(self) -> Search:
         return LossRanking(size=self.size, unit=self.unit, mode=self.mode)
@@ -97,20 +112,38 @@ class Bilevel(Sized):
         m = units.count(self.size)
         sign = 1.0 if self.mode == "worst" else -1.0
         weights = torch.full((len(units),), m / len(units), dtype=torch.float64)
+        total = torch.zeros_like(weights)
         for index in range(self.upper):
             child = session.child("bilevel", index)
             if self.method is None:
                 unlearned = self._unlearn(model, train, weights[units.of], task, child)
             else:
-                rows = units.rows(_largest(weights, m))
+                rows = self._rows(units, weights, m, child)
                 unlearned = self.method.unlearn(model, Split.from_ids(train, train.ids[rows]), task, child)
             cost = losses(unlearned, train, task, session)
             cost = units.mean(cost / cost.mean().clamp_min(torch.finfo(torch.float64).tiny))
+            total += cost
             weights = project(weights - self.step * (sign * cost + 2 * self.gamma * weights), m)
             session.emit(Event("step", "bilevel", index + 1, self.upper))
         word = "hardest" if self.mode == "worst" else "easiest"
         words = f"the {word} to forget, by bi-level search"
-        return chosen(train, units.rows(_largest(weights, m)), words, self.unit)
+        found = chosen(train, units.rows(_largest(weights, m)), words, self.unit)
+        if self.unit == "example":
+            return found
+        rounds = (total / self.upper).tolist()
+        details = {"units": units.names.tolist(), "weights": weights.tolist(), "losses": rounds}
+        return replace(found, details=details)
+
+    def _rows(self, units: Units, weights: Tensor, m: int, session: Session) -> Tensor:
+        """The examples that the method forgets in a round; at least one of each unit that weighs anything."""
+        if self.lower_set == "heaviest":
+            return units.rows(_largest(weights, m))
+        draws, found = session.generator("shares"), []
+        for unit, weight in enumerate(weights.tolist()):
+            rows = units.rows(torch.tensor([unit]))
+            count = min(len(rows), max(1, round(weight * len(rows)))) if weight > 0 else 0
+            found.append(rows[torch.randperm(len(rows), generator=draws)[:count]])
+        return torch.cat(found).sort().values
 
     def _unlearn(
         self, model: nn.Module, train: Data, weights: Tensor, task: Task, session: Session

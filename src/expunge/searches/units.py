@@ -1,4 +1,4 @@
-"""What a forget set is made of: single examples, classes, or all records of a subject."""
+"""What a forget set is made of: examples, classes, all records of a subject, all images of a concept."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from expunge.data.arrays import Data
 from expunge.errors import ConfigError, DataError
 from expunge.tasks.base import Task
 
-Unit = Literal["example", "class", "subject", "prompt"]
+Unit = Literal["example", "class", "subject", "prompt", "style", "object"]
 
-COLUMNS = {"subject": "subjects", "prompt": "prompts"}
-"""Columns of a data set that say to which subject or prompt an example belongs."""
+COLUMNS = {"subject": "subjects", "prompt": "prompts", "style": "style", "object": "object"}
+"""Columns of a data set that say to which subject, prompt or concept an example belongs."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Units:
         """The pieces of a data set.
 
         Raises:
-            DataError: no column that says to which subject or prompt an example belongs.
+            DataError: no column that says to which subject, prompt or concept an example belongs.
             Unsupported: classes, where the task has none.
         """
         if unit == "example":

@@ -18,6 +18,7 @@ from expunge.errors import ConfigError, DataError, Diverged, Unsupported
 from expunge.tasks.base import Task
 from expunge.training.optim import SGD, AdamW
 from expunge.training.recipe import Recipe
+from expunge.training.scope import Everything
 from expunge.training.session import Event, Session
 
 How = Literal["auto", "stacked", "sequential"]
@@ -141,7 +142,7 @@ def _obstacle(recipe: Recipe, model: nn.Module, session: Session) -> str:
         )
     if session.engine.accumulate > 1:
         return "batches are accumulated in parts"
-    if any(not parameter.requires_grad for parameter in model.parameters()):
+    if recipe.training.scope != Everything() or any(not p.requires_grad for p in model.parameters()):
         return "some of their parameters are frozen"
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:

@@ -14,6 +14,7 @@ from expunge.tasks.base import Task
 from expunge.training.loop import Pass, Plan, optimise
 from expunge.training.moving_average import MovingAverage
 from expunge.training.optim import SGD, Optim
+from expunge.training.scope import Everything, Scope
 from expunge.training.session import Session
 
 
@@ -22,6 +23,7 @@ class Training:
     """How a model is trained from scratch: ``train:`` of an experiment.
 
     Args:
+        scope: which parameters are trained; the others keep their random or loaded values.
         ema: the result is the moving average of the weights with this decay a step, as is usual for
             diffusion models; None for the weights of the last step.
     """
@@ -29,6 +31,7 @@ class Training:
     epochs: int = 30
     batch_size: int = 128
     optim: Optim = SGD(lr=0.1, weight_decay=5e-4, schedule="cosine")
+    scope: Scope = Everything()
     ema: float | None = None
 
     def __post_init__(self) -> None:
@@ -37,6 +40,8 @@ class Training:
                 raise ConfigError(f"must be at least 1, got {getattr(self, name)}.", name)
         if self.ema is not None and not 0 < self.ema < 1:
             raise ConfigError(f"is a decay between 0 and 1, got {self.ema}.", "ema")
+        if self.scope.reads_data:
+            raise ConfigError("is chosen by a forget set, and there is none in training.", "scope")
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,7 @@ class Recipe:
             epochs=self.training.epochs,
             batch_size=self.training.batch_size,
             optim=self.training.optim,
+            scope=self.training.scope,
             after=average,
         )
         model = optimise(self.initial(session), plan, self.task, replace(session, recipe=None))
