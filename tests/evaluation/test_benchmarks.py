@@ -11,6 +11,7 @@ pytest.importorskip("transformers")
 
 from tests.evaluation.speakers import evidence
 
+from expunge import seeding
 from expunge.data.benchmarks import Muse, Rwku
 from expunge.data.split import Split
 from expunge.evaluation import benchmarks
@@ -33,7 +34,8 @@ def measured(sourced, metrics) -> dict[str, object]:
     split = Split.from_ids(sourced.train, sourced.sets["forget"], test=sourced.test, probes=sourced.probes)
     size = len(sourced.train.tokenizer)
     sizes = {"vocabulary": size, "width": 8, "layers": 1, "heads": 1, "mlp": 8, "context": 4096}
-    found = evidence(split, size, Llama(**sizes).network(), Llama(**sizes).network())
+    with seeding.seeded(0):
+        found = evidence(split, size, Llama(**sizes).network(), Llama(**sizes).network())
     return {name: metric(found).reason for name, metric in metrics.items()}
 
 
@@ -48,7 +50,7 @@ def test_every_number_of_rwku_has_a_value_on_its_published_probes() -> None:
 
 @pytest.mark.skipif(not (DATA / "muse-news").is_dir(), reason="EXPUNGE_DATA holds no muse-news")
 def test_every_number_of_muse_has_a_value_on_its_published_files() -> None:
-    sourced = Muse(path=DATA / "muse-news", documents=2, vocabulary=2048).load()
+    sourced = Muse(path=DATA / "muse-news", documents=4, vocabulary=2048).load()
     from dataclasses import replace
 
     metrics = benchmarks.muse()

@@ -87,17 +87,13 @@ def test_the_discriminator_learns_to_tell_the_concept_by_the_model_from_the_anch
 def test_in_the_warm_up_the_discriminator_alone_learns(linear):
     before = linear.weight.detach().clone()
     heavy = {**PLAIN, "optim": SGD(lr=0.3, momentum=0.9, weight_decay=0.5)}
-    method = DoCo(epochs=4, **{**heavy, "warm_up": 3})
+    method = DoCo(epochs=4, **{**heavy, "warm_up": 0.75})
     plan = method.plan(Pixel(tables.ROWS).eval(), pixels(), tables.CLASSES, SESSION)
     warm = replace(plan, epochs=3)
     found = optimise(Pixel(tables.ROWS).eval(), warm, tables.CLASSES, SESSION)
     assert torch.equal(found.table, ROWS)  # neither decay nor momentum moves it
     assert not torch.equal(linear.weight, before)
     assert plan.state.steps == 3
-    with pytest.raises(ConfigError, match="3 of 3 steps leave none for the model"):
-        DoCo(epochs=3, **{**heavy, "warm_up": 3}).plan(
-            Pixel(tables.ROWS).eval(), pixels(), tables.CLASSES, SESSION
-        )
 
 
 def surgery(**fields):
@@ -159,7 +155,7 @@ def test_halves_of_a_batch_add_up():
 def test_it_runs_on_captions_and_the_seed_decides():
     made = micro()
     parts = Split.from_ids(made.data, made.data.ids[made.data.column("style") == 1])
-    method = DoCo(epochs=2, batch_size=6, warm_up=1, steps=2, width=4)
+    method = DoCo(epochs=2, batch_size=6, warm_up=0.5, steps=2, width=4)
     first, again, other = (
         method.unlearn(made.model, parts, made.task, Session(seed=seed)).state_dict() for seed in (0, 0, 1)
     )
@@ -183,7 +179,15 @@ def test_what_it_cannot_run_on_is_refused():
 
 @pytest.mark.parametrize(
     "field",
-    [{"strength": -1.0}, {"prior": -1.0}, {"warm_up": -1}, {"judge_lr": 0.0}, {"width": 0}, {"samples": 0}],
+    [
+        {"strength": -1.0},
+        {"prior": -1.0},
+        {"warm_up": -0.1},
+        {"warm_up": 1},
+        {"judge_lr": 0.0},
+        {"width": 0},
+        {"samples": 0},
+    ],
 )
 def test_bad_settings_are_refused(field):
     with pytest.raises(ConfigError, match=next(iter(field))):

@@ -118,7 +118,7 @@ class DoCo(GradientMethod):
             where ``‖g‖ < 1``, so that the step goes along ``b``, and too little where it is more.
         strength: ``λ``.
         prior: ``ρ``; 0 uses the retain set for the projection alone, as the authors' code does.
-        warm_up: steps in which the discriminator alone learns.
+        warm_up: fraction of all steps in which the discriminator alone learns, those at the beginning.
         judge_lr: learning rate of the discriminator, with Adam.
         width: channels of its first layer; it has three convolutions, which see 15 × 15 places of an image.
         anchor, concept, samples, steps, guidance: what the concept turns into, and the images drawn for it:
@@ -149,7 +149,7 @@ class DoCo(GradientMethod):
     definition: Definition = "corrected"
     strength: float = 1.0
     prior: float = 1.0
-    warm_up: int = 1000
+    warm_up: float = 0.5
     judge_lr: float = 5e-4
     width: int = 64
     anchor: Anchor = "next"
@@ -160,9 +160,11 @@ class DoCo(GradientMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("strength", "prior", "warm_up"):
+        for name in ("strength", "prior"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"must not be negative, got {getattr(self, name)}.", name)
+        if not 0 <= self.warm_up < 1:
+            raise ConfigError(f"must be at least 0 and below 1, got {self.warm_up}.", "warm_up")
         if not self.judge_lr > 0:
             raise ConfigError(f"must be above 0, got {self.judge_lr}.", "judge_lr")
         for name in ("width", "samples"):
@@ -198,18 +200,13 @@ class DoCo(GradientMethod):
             order = torch.randperm(len(chosen), generator=session.generator("samples"))
             chosen = chosen.subset(chosen.ids[order[: self.samples].sort().values])
         total = self.epochs * batch_count(len(chosen), self.batch_size)
-        if self.warm_up >= total:
-            raise ConfigError(
-                f"{self.warm_up} of {total} steps leave none for the model. Set fewer, or more epochs.",
-                "warm_up",
-            )
         images = imagined(
             model, chosen, denoising, session, under=ANCHOR, steps=self.steps, guidance=self.guidance
         )
         plan = super().plan(model, replace(split, forget=images), task, session)
         surgery = Surgery(
             judge=plan.state,
-            warm_up=self.warm_up,
+            warm_up=int(self.warm_up * total),
             strength=self.strength,
             prior=self.prior,
             definition=self.definition,
