@@ -23,6 +23,9 @@ class Training:
     """How a model is trained from scratch: ``train:`` of an experiment.
 
     Args:
+        epochs: passes over the training data.
+        batch_size: examples in a step; the last one of an epoch may have fewer.
+        optim: how a step is taken.
         scope: which parameters are trained; the others keep their random or loaded values.
         ema: the result is the moving average of the weights with this decay a step, as is usual for
             diffusion models; None for the weights of the last step.

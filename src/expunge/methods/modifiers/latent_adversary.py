@@ -51,7 +51,7 @@ class LatentAdversary(Modifier):
 
     - targeted: ``adv = −mean ℓ_i``, the answers that are to be forgotten, and with ``away`` besides
       ``+ mean log(1 − p(y_t))`` over the tokens of that answer, the one that is wanted instead;
-    - untargeted: ``adv = `` the objective's own terms: whatever makes the method's task hardest.
+    - untargeted: ``adv`` is the objective's own terms: whatever makes the method's task hardest.
 
     The retain set is seen without ``δ``. Other views of the forget set (``idk``, relabelled) see the
     same ``δ``, cut or extended with zeros to their length.
