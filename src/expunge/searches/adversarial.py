@@ -71,8 +71,8 @@ class Adversarial(Sized):
         fraction: of the training examples that each is trained on; ``models · fraction`` must be whole.
 
     Cost: ``starts + 2 + rounds · sets + 2`` runs of each method with a forward pass for each, 14 by
-        default, and two retrainings, stacked where that is faster; and once for all sets of one training
-        set ``models`` trainings on ``fraction`` of it, which ``prepare`` keeps.
+        default, and two retrainings; and once for all sets of one training set ``models`` trainings on
+        ``fraction`` of it, which ``prepare`` keeps.
     Differs: our own. Sets that are hardest in the published sense (``bilevel``, ``loss_ranking``) have
         no headroom: doing nothing is right on them, so they show damage done by a method, not what it
         left. The reference sees single examples gone and not the set, so the truth about a set takes
@@ -162,10 +162,9 @@ class Adversarial(Sized):
         for index in range(self.rounds):
             for pieces in hunt.next(self.sets, index, draws):
                 hunt.learn(pieces, run(pieces))
-        finalists = hunt.finalists(len(self.starts) + 2)
-        truths = self._truths(train, [units.rows(tried.pieces) for tried in finalists], known, task, plain)
         judged = []
-        for tried, truth in zip(finalists, truths, strict=True):
+        for number, tried in enumerate(hunt.finalists(len(self.starts) + 2)):
+            truth = self._truth(train, units.rows(tried.pieces), known, task, plain.child("judge", number))
             headroom = _squares(before, truth)[units.rows(tried.pieces)].mean()
             judged.append(hunt.tried_as(tried.pieces, run(tried.pieces, truth), float(headroom), least=1.0))
         best = max(judged, key=lambda tried: tried.exposure)
@@ -182,24 +181,20 @@ class Adversarial(Sized):
         pieces: Tensor = torch.unique(units.of[torch.isin(train.ids, ids)])
         return pieces
 
-    def _truths(
-        self, train: Data, sets: list[Tensor], known: Mapping[str, Tensor], task: Task, session: Session
-    ) -> list[dict[str, Tensor]]:
-        """What is known, where the examples of a set are concerned from one model retrained without them."""
+    def _truth(
+        self, train: Data, rows: Tensor, known: Mapping[str, Tensor], task: Task, session: Session
+    ) -> dict[str, Tensor]:
+        """What is known, where these examples are concerned from one model retrained without them."""
         if session.recipe is None:
             raise MissingEvidence(NO_RECIPE)
-        retained = [Split.from_ids(train, train.ids[rows]).retain for rows in sets]
-        sessions = [session.child("judge", number) for number in range(len(sets))]
-        truths = []
-        for rows, model in zip(
-            sets, train_many(session.recipe, retained, sessions, what="judge").models, strict=True
-        ):
-            found = {name: value.clone() for name, value in known.items()}
-            after = reading(model, train.subset(train.ids[rows]), task, session)
-            found["mean"][rows] = after.confidence.double()
-            found["error"][rows] = known["variance"][rows]
-            truths.append(found)
-        return truths
+        split = Split.from_ids(train, train.ids[rows])
+        retrained = session.recipe.train(split.retain, session, "judge")
+        found = {name: value.clone() for name, value in known.items()}
+        found["mean"][rows] = reading(
+            retrained, train.subset(train.ids[rows]), task, session
+        ).confidence.double()
+        found["error"][rows] = known["variance"][rows]
+        return found
 
     def _residuals(
         self,
