@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from kept import keep
 from torch import nn
 
 from expunge import config
@@ -50,7 +51,6 @@ from expunge.methods.gradient.finetune import Finetune
 from expunge.methods.gradient.grad_diff import GradDiff
 from expunge.methods.gradient.salun import SalUn
 from expunge.methods.scopes.denoiser import Denoiser
-from expunge.provenance import hardware, versions
 from expunge.report.style import PALETTE, figure, style
 from expunge.tasks.diffusion import Diffusion
 from expunge.training.checkpoint import load_weights, save_weights
@@ -274,18 +274,7 @@ def main() -> None:
     torch.set_num_threads(1)
     options.work.mkdir(parents=True, exist_ok=True)
     if not options.draw:
-        began = time.process_time()
-        found = measure(options.seed, options.seeds, options.work)
-        report = {
-            "seed": options.seed,
-            "device": hardware(torch.device("cpu")),
-            "CPU seconds of the last call": round(time.process_time() - began, 1),
-            "versions": versions(),
-            **found,
-        }
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
-        options.output.write_text(text + "\n", encoding="utf-8")
+        keep(options.output, options.seed, lambda: measure(options.seed, options.seeds, options.work))
     draw_chart(json.loads(options.output.read_text(encoding="utf-8")), options.output.with_suffix(".svg"))
     print(f"written to {options.output}")
 

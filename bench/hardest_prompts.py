@@ -33,6 +33,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import torch
+from kept import keep
 from torch import nn
 
 from expunge import config
@@ -45,7 +46,6 @@ from expunge.methods.base import Method
 from expunge.methods.gradient.esd import ESD
 from expunge.methods.optimisers.sign_sgd import SignSGD
 from expunge.methods.scopes.denoiser import Denoiser
-from expunge.provenance import hardware, versions
 from expunge.report.style import PALETTE, figure, style
 from expunge.searches.base import losses
 from expunge.searches.bilevel import Bilevel
@@ -340,18 +340,7 @@ def main() -> None:
     torch.set_num_threads(1)
     if not options.draw:
         options.work.mkdir(parents=True, exist_ok=True)
-        began = time.process_time()
-        found = measure(options.seeds, options.seed, options.work)
-        report = {
-            "seed": options.seed,
-            "device": hardware(torch.device("cpu")),
-            "CPU seconds of the last call": round(time.process_time() - began, 1),
-            "versions": versions(),
-            **found,
-        }
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
-        options.output.write_text(text + "\n", encoding="utf-8")
+        keep(options.output, options.seed, lambda: measure(options.seeds, options.seed, options.work))
     draw_chart(json.loads(options.output.read_text(encoding="utf-8")), options.output.with_suffix(".svg"))
     print(f"written to {options.output}")
 

@@ -30,7 +30,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -39,6 +38,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from kept import keep
 from torch import nn
 
 from expunge import config
@@ -56,7 +56,6 @@ from expunge.methods.gradient.grad_diff import GradDiff
 from expunge.methods.gradient.idk import Idk
 from expunge.methods.gradient.kl_min import KLMin
 from expunge.methods.modifiers.prompt_decouple import PromptDecouple
-from expunge.provenance import hardware, versions
 from expunge.report.style import PALETTE, figure, style
 from expunge.tasks import VisionLanguage
 from expunge.training.checkpoint import load_weights, save_weights
@@ -379,18 +378,11 @@ def main() -> None:
     torch.set_num_threads(1)
     if not options.draw:
         options.work.mkdir(parents=True, exist_ok=True)
-        began = time.process_time()
-        found = measure(World(options.work, options.seed), options.seeds, options.retrained)
-        report = {
-            "seed": options.seed,
-            "device": hardware(torch.device("cpu")),
-            "CPU seconds of the last call": round(time.process_time() - began, 1),
-            "versions": versions(),
-            **found,
-        }
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
-        options.output.write_text(text + "\n", encoding="utf-8")
+        keep(
+            options.output,
+            options.seed,
+            lambda: measure(World(options.work, options.seed), options.seeds, options.retrained),
+        )
     draw_chart(json.loads(options.output.read_text(encoding="utf-8")), options.output.with_suffix(".svg"))
     print(f"written to {options.output}")
 

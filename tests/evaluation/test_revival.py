@@ -22,7 +22,7 @@ from tests.evaluation.vaults import (
 
 from expunge.data.arrays import ArrayData
 from expunge.data.split import Split
-from expunge.errors import ConfigError
+from expunge.errors import ConfigError, DataError
 from expunge.evaluation import gallery as galleries
 from expunge.evaluation.attacks.case_counts import apart, excess, needed
 from expunge.evaluation.attacks.cases import Cases, found_cases
@@ -117,6 +117,20 @@ def test_the_excess_over_retrained_models_stands_beside_the_rate() -> None:
     assert score.details["all_cases"]["original_curve"] == [[0.0, 1.0], [1.0, 1.0], [3.0, 1.0]]
     alone = Opens(**READ)(evidence(erased()))
     assert "excess" not in alone.details
+
+
+def test_a_model_that_cannot_be_attacked_is_named_and_the_others_still_count() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Refused(Opens):
+        def attack(self, evidence: Evidence, cases: Cases, progress: Progress) -> Iterator[None]:
+            if evidence.subject.name == "retrained 2":
+                raise DataError("no gradient.")
+            return super().attack(evidence, cases, progress)
+
+    score = Refused(**READ)(evidence(erased(), [ignorant(), ignorant()]))
+    assert score.details["not_attacked"] == {"retrained 2": "no gradient."}
+    assert score.details["excess"]["value"] == pytest.approx(0.5)
+    assert "not_attacked" not in Opens(**READ)(evidence(erased(), [ignorant(), ignorant()])).details
 
 
 def test_the_attack_is_made_once_for_both_selections_and_all_models() -> None:

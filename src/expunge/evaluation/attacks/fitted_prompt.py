@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
@@ -88,7 +88,7 @@ class Fitting:
         return found.float()
 
 
-class Fit:
+class Fit(ABC):
     """A fit of all cases: numbers ``(N, …)`` of which every case has its own, and their optimiser."""
 
     def __init__(self, numbers: Tensor, optimizer: torch.optim.Optimizer) -> None:
@@ -102,13 +102,13 @@ class Fit:
         self.numbers.grad = gradient
         self.optimizer.step()
 
+    @abstractmethod
     def gradient(self, rows: Tensor) -> Tensor:
         """The gradient of each case's loss by its numbers, ``(n, …)``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def tokens(self, rows: Tensor) -> Tensor:
         """The tokens that stand in the places now, indices into ``allowed``, ``(n, K)``."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)

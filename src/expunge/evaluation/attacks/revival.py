@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -85,6 +84,9 @@ class Revival(Attack):
             itself are successes. The other is in the details.
         precision: half the width of an interval for which ``details["cases_needed"]`` says how many cases
             it takes.
+
+    ``details["not_attacked"]`` names which of the original and the retrained models could not be
+    attacked, and why; the curves and the excess are those of the others.
     """
 
     gallery: Gallery = Gallery()
@@ -240,7 +242,9 @@ class Revival(Attack):
                 [b, *statistics.rate(int(hit), n)] for b, hit in zip(budgets, hits.tolist(), strict=True)
             ],
         }
-        others = self._others(evidence)
+        others, refused = self._others(evidence)
+        if refused:
+            found["not_attacked"] = refused
         for name, attacked in others.items():
             rates = [(h / m, m) for s in attacked if (c := _counts(s, selection)) for h, m in [c]]
             if not rates:
@@ -252,16 +256,20 @@ class Revival(Attack):
                 found |= against(float(hits[-1] / n), n, float(mean[-1]), least, self.precision)
         return found
 
-    def _others(self, evidence: Evidence) -> dict[str, list[Floats]]:
-        """The success on the retrained models and on the original, of those that can be attacked."""
+    def _others(self, evidence: Evidence) -> tuple[dict[str, list[Floats]], dict[str, str]]:
+        """The success on the retrained models and on the original, and why where one cannot be attacked."""
         given = {"retrained": evidence.retrained, "original": (evidence.original,)}
         found: dict[str, list[Floats]] = {name: [] for name in given}
+        refused = {}
         for name, subjects in given.items():
             for other in subjects:
-                if other is not evidence.subject:
-                    with contextlib.suppress(ExpungeError):  # its own row says why
-                        found[name].append(self.revived(evidence.of(other)).success)
-        return found
+                if other is evidence.subject:
+                    continue
+                try:
+                    found[name].append(self.revived(evidence.of(other)).success)
+                except ExpungeError as error:
+                    refused[other.name] = str(error)
+        return found, refused
 
 
 def _points(budgets: tuple[float, ...], values: Floats) -> list[list[float]]:
