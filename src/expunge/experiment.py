@@ -72,7 +72,7 @@ class Experiment:
         retrained: number of retrained models for each forget set; with fewer than 3 hardly any
             verdict can be reached.
         repeats: how often each method runs, each time with another seed; the first run is judged, the
-            others serve metrics that compare distributions over models.
+            others serve metrics that compare distributions over models, and ``over_runs``.
         controls: models that must never win, beside the others: ``collapsed``, ``constant``,
             ``never_trained``.
         shadows: reference models on random halves of the data, for per-example membership attacks.

@@ -59,6 +59,11 @@ def test_help_is_fast_and_without_torch() -> None:
     assert all(command in done.stdout for command in COMMANDS)
 
 
+def test_the_package_is_the_command_too() -> None:
+    said = subprocess.run([sys.executable, "-m", "expunge"], capture_output=True, text=True, check=False)
+    assert "validate" in said.stdout + said.stderr
+
+
 def test_nothing_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     assert "expunge demo" in capsys.readouterr().out

@@ -1,7 +1,7 @@
-"""What the page on language models shows of a suite's run, without what is per example.
+"""What the documentation shows of a suite's run, without what is per example.
 
-expunge run people-mini --directory runs/people-mini
-python bench/language_suite.py runs/people-mini --output docs/results/people-mini.json
+    expunge run people-mini --directory runs/people-mini
+    python bench/suite_results.py runs/people-mini --output docs/results/people-mini.json
 """
 
 from __future__ import annotations
