@@ -72,7 +72,7 @@ def test_nothing_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_validate_says_what_would_run(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["validate", "tiny.yaml", "retrained=3"]) == 0
+    assert main(["validate", "tiny.yaml", "retrained=3", "repeats=2"]) == 0
     said = capsys.readouterr().out
     for part in (
         "80 training and 40 test",
@@ -80,7 +80,7 @@ def test_validate_says_what_would_run(place: Path, capsys: pytest.CaptureFixture
         "hard: 5",
         "slow (finetune)",
         "7 trainings",
-        "4 unlearn",
+        "8 unlearn",
     ):
         assert part in said
     assert not (place / "runs").exists()

@@ -150,7 +150,8 @@ def _plan(experiment: Experiment) -> Iterator[str]:
         yield f"  method    {name}" + (f" ({kind})" if kind != name else "")
     original = 0 if experiment.original else 1
     trainings = original + sets * experiment.retrained
+    unlearnings = sets * len(experiment.methods) * experiment.repeats
     yield (
         f"  to do     {trainings} trainings ({original} original, {experiment.retrained} retrained for each "
-        f"of {sets} forget sets), {sets * len(experiment.methods)} unlearnings"
+        f"of {sets} forget sets), {unlearnings} unlearnings"
     )
