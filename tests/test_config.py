@@ -280,3 +280,21 @@ def test_a_key_that_stands_twice_is_an_error_with_its_line(tmp_path: Path) -> No
 def test_betas_outside_their_range_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"betas: both must be in \[0, 1\)"):
         config.build(optimisers, {"kind": "adamw", "betas": [2.0, 3.0]})
+
+
+@dataclass(frozen=True)
+class Grown:
+    """Had one field when results were kept by it, and has three."""
+
+    first: int = 1
+    second: int = config.later(2)
+    optim: Optim = SGD()
+
+
+def test_an_identity_leaves_out_what_came_later_and_has_its_default():
+    assert config.identity(Grown()) == {"first": 1, "optim": config.dump(SGD())}
+    assert config.identity(Grown(second=3)) == {"first": 1, "second": 3, "optim": config.dump(SGD())}
+    assert config.dump(Grown())["second"] == 2
+    assert config.parse(Grown, {"second": 5}).second == 5
+    assert "gradient_penalty" not in config.identity(Training())
+    assert config.identity(AdamW(lr=0.5)) == config.dump(AdamW(lr=0.5))

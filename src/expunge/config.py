@@ -84,6 +84,31 @@ def _completed(value: object, field: dataclasses.Field[Any]) -> object:
     return value
 
 
+LATER = "later"
+
+
+def later(default: T) -> T:
+    """The default of a dataclass's field that was added after results had been kept: see ``identity``."""
+    found: T = dataclasses.field(default=default, metadata={LATER: True})
+    return found
+
+
+def identity(value: object) -> Any:
+    """``dump`` for keys of what is kept: without fields that came later and have their default.
+
+    What was kept before there was such a field is found as long as nobody sets it.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = [f for f in dataclasses.fields(value) if f.init]
+        known = [f for f in fields if not f.metadata.get(LATER) or getattr(value, f.name) != f.default]
+        kind = _kind(value)
+        return {
+            **({"kind": kind} if kind else {}),
+            **{f.name: identity(getattr(value, f.name)) for f in known},
+        }
+    return dump(value)
+
+
 def dump(value: object) -> Any:
     """The mapping that ``build`` and ``parse`` turn back into an equal object; JSON-serialisable."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

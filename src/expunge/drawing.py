@@ -15,6 +15,7 @@ from expunge import config, seeding
 from expunge.data.arrays import Data, digest
 from expunge.data.captions import CaptionedImages, tokenise
 from expunge.data.hub import local
+from expunge.data.pipeline_folder import INDEX
 from expunge.data.tokenizers import check_vocabulary
 from expunge.errors import CheckpointError, ConfigError, Unsupported, fitting_memory
 from expunge.methods.conditions import imagined
@@ -22,7 +23,7 @@ from expunge.provenance import versions
 from expunge.saved import SETTINGS, load
 from expunge.store import Store, key_of
 from expunge.training import sampling
-from expunge.training.diffusion_models import INDEX, TextToImage, pretrained_pipeline
+from expunge.training.diffusion_models import TextToImage, pretrained_pipeline
 from expunge.training.engine import Engine
 from expunge.training.parameters import check_finite
 from expunge.training.session import Callback, Event, Session
@@ -91,7 +92,7 @@ def drawn(
 ) -> Tensor:
     """Latents that a model draws for captions, ``(N, C, h, w)``; each once for the same weights and seed."""
     weights = digest(sorted((name, tensor.cpu()) for name, tensor in model.state_dict().items()))
-    how = [config.dump(drawing), config.dump(model.task), config.dump(session.engine), part, session.seed]
+    how = [config.dump(drawing), config.dump(model.task), config.identity(session.engine), part, session.seed]
     key = key_of(weights, data.fingerprint(), *how, versions())
 
     def compute() -> tuple[dict[str, Any], dict[str, Tensor]]:

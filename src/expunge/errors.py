@@ -80,8 +80,8 @@ class OutOfMemory(ExpungeError):
 
 FITS = (
     "Lower batch_size; or set engine.accumulate=4, the same step with a quarter of the activations; or "
-    "engine.dtype=bfloat16; or train less, with scope=lora or last_layers. Activation checkpointing: from "
-    "Python, model.gradient_checkpointing_enable()."
+    "engine.activation_checkpointing=true, for transformers; or engine.dtype=bfloat16; or train less, with "
+    "scope=lora or last_layers."
 )
 
 _ASKED = re.compile(r"[Tt]ri?e[dy] to allocate ([\d.]+ ?(?:[KMGT]i?B|bytes))")

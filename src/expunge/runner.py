@@ -63,8 +63,8 @@ def _on_base(experiment: Experiment, store: Store, session: Session) -> Experime
     if experiment.base is None:
         return experiment
     data, recipe = experiment.base_data, replace(experiment.recipe, training=experiment.base.train)
-    kinds = [facts(experiment.model), config.dump(experiment.task), config.dump(experiment.base)]
-    kinds += [config.dump(experiment.engine), data.fingerprint(), session.seed, provenance.versions()]
+    kinds = [facts(experiment.model), config.dump(experiment.task), config.identity(experiment.base)]
+    kinds += [config.identity(experiment.engine), data.fingerprint(), session.seed, provenance.versions()]
     key = key_of(*kinds)
 
     def compute() -> tuple[dict[str, Any], nn.Module]:
@@ -106,8 +106,8 @@ class _Run:
         self.base = key_of(
             facts(experiment.model),
             config.dump(experiment.task),
-            config.dump(experiment.train),
-            config.dump(experiment.engine),
+            config.identity(experiment.train),
+            config.identity(experiment.engine),
             experiment.sourced.train.fingerprint(),
             experiment.seed,
             provenance.versions(),

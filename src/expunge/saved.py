@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from expunge import config
 from expunge.data.hub import local
+from expunge.data.pipeline_folder import INDEX
 from expunge.errors import CheckpointError, RunError, Unsupported
 from expunge.methods.base import Guard, methods
 from expunge.methods.guarded import GUARD
 from expunge.store import write_text
 from expunge.tasks.diffusion import Diffusion
 from expunge.training.checkpoint import read_weights
-from expunge.training.diffusion_models import INDEX, TextToImage, pretrained_pipeline
+from expunge.training.diffusion_models import TextToImage, pretrained_pipeline
 from expunge.training.pretrained import pretrained, silent
 
 TENSORS, SETTINGS = "guard.safetensors", "guard.json"

@@ -198,6 +198,13 @@ RANGES = [
     check("no such device", "engine.device=gpu", "engine.device", "'gpu'"),
     check("no such CUDA device", "engine.device=cuda:99", "engine.device"),
     check("accumulate 0", "engine.accumulate=0", "engine.accumulate"),
+    check(
+        "no blocks to compute twice",
+        "engine.activation_checkpointing=true",
+        "MLP has no list of blocks",
+        "engine.accumulate=4",
+    ),
+    check("a negative penalty", "train.gradient_penalty=-1", "train.gradient_penalty", "-1"),
 ]
 
 FIT = [

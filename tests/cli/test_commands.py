@@ -135,6 +135,16 @@ def test_unlearn_then_evaluate(place: Path, capsys: pytest.CaptureFixture[str]) 
     assert sum(row["role"] == "retrained" for row in result["tables"][0]["rows"]) == 1
 
 
+def test_settings_of_the_engine_reach_the_model_of_an_experiment(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = "--model trained.safetensors --forget ids.txt --output new.safetensors"
+    line = f"unlearn tiny.yaml {files} --method finetune"
+    assert main([*line.split(), "--engine.dtype", "float7"]) == 2
+    assert "float7" in capsys.readouterr().err
+    assert main([*line.split(), "epochs=1", "engine.accumulate=2"]) == 0
+
+
 def test_search_writes_ids_that_unlearn_reads(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = "search tiny.yaml size=4 --model trained.safetensors --output hard.txt"
     assert main(words.split()) == 0

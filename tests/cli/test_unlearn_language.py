@@ -71,6 +71,19 @@ def test_the_result_is_a_folder_that_transformers_loads(place, capsys, scope) ->
     assert "forget 3 records about 3 subjects; 5 records were kept" in card
 
 
+def test_settings_of_the_engine_reach_it(place, capsys, monkeypatch) -> None:
+    from expunge import language
+
+    seen = []
+    forget = language.forget
+    monkeypatch.setattr(language, "forget", lambda *a, **k: seen.append(k["engine"]) or forget(*a, **k))
+    settings = "epochs=1 engine.accumulate=2 engine.activation_checkpointing=true"
+    assert run(f"{NPO} --engine.device cpu --output new {settings}") == 0
+    assert (seen[0].device, seen[0].accumulate, seen[0].activation_checkpointing) == ("cpu", 2, True)
+    assert run(f"{NPO} --output new engine.acumulate=2") == 2
+    assert "accumulate" in capsys.readouterr().err
+
+
 def test_a_method_that_only_forgets_needs_nothing_to_keep(place, capsys) -> None:
     assert run(f"{UNLEARN} --method grad_ascent --output new epochs=1") == 0
     assert run(f"{UNLEARN} --method npo --output new2 epochs=1") == 2

@@ -342,3 +342,13 @@ def test_a_last_batch_of_one_example_joins_the_one_before() -> None:
         assert [len(batch) for batch in order] == expected
         assert batch_count(n, size) == len(expected)
         assert sorted(torch.cat(order).tolist()) == list(range(n))
+
+
+def test_a_data_set_holds_its_own_subsets_alone() -> None:
+    data, same = (ArrayData({"inputs": torch.zeros(4, 2)}) for _ in range(2))
+    part = data.subset([1, 3])
+    assert data.holds(part)
+    assert part.holds(part.subset([3]))
+    assert not part.holds(data)
+    assert not part.holds(data.subset([1, 2]))
+    assert not data.holds(same)

@@ -8,9 +8,11 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from expunge import config
 from expunge.data import Sourced, sources
+from expunge.data.benchmarks import ATTACKS, of_attack
 from expunge.data.text import TextData
 from expunge.errors import ConfigError, DataError
 
@@ -152,12 +154,22 @@ def test_rwku() -> None:
         *(f"forget_level{level}" for level in (1, 2, 3)),
         "neighbor_level1",
         "neighbor_level2",
+        *map(of_attack, ATTACKS),
     }
     assert all(data.subjects == ("Stephen King",) for data in sourced.probes.values())
     forget = sourced.sets["forget"]
     assert {sourced.train.record(i).subject for i in forget.tolist()} == {"Stephen King"}
     assert set(sourced.train.subjects) == {"Stephen King", "near Stephen King"}
     assert sourced.test is sourced.probes["neighbor_level2"]
+    attacks = sourced.probes["forget_level3"]
+    parts = [sourced.probes[of_attack(kind)] for kind in ATTACKS]
+    assert [len(part) for part in parts] == [4, 2, 4, 2, 3, 4, 5, 3, 2]  # the last in Spanish and French
+    assert torch.equal(torch.sort(torch.cat([part.ids for part in parts])).values, attacks.ids)
+    foreign = [parts[-1].record(id_).question or "" for id_ in parts[-1].ids.tolist()]
+    assert sorted(question.split(".")[0] for question in foreign) == [
+        "Please answer in English",
+        "Por favor, responda en inglés",
+    ]
 
 
 @pytest.mark.parametrize(

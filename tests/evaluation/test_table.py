@@ -78,3 +78,9 @@ def test_report_survives_json_and_refuses_other_files(tmp_path) -> None:
     path.write_text("{")
     with pytest.raises(RunError, match="not valid JSON"):
         Report.read(path)
+
+
+def test_columns_are_gathered_once() -> None:
+    found = table(score(0.9), [score(0.5), score(0.6)], score(0.7))
+    assert found.columns() is found.columns()
+    assert list(found.columns()) == ["accuracy.forget"]

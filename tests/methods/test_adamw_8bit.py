@@ -14,8 +14,8 @@ from expunge.training.optim import AdamW
 here = importlib.util.find_spec("bitsandbytes") is not None
 
 
-@pytest.mark.skipif(here, reason="bitsandbytes is installed")
-def test_without_bitsandbytes_it_says_what_to_install(linear):
+def test_without_bitsandbytes_it_says_what_to_install(linear, monkeypatch):
+    monkeypatch.setattr("expunge.methods.optimisers.adamw_8bit.find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match=r"optimiser 'adamw_8bit'.*expunge\[quantised\]"):
         linear.run(GradDiff(epochs=1, optim=AdamW8bit()))
 

@@ -134,6 +134,12 @@ def test_an_optimiser_that_reads_curvature_is_refused_before_anything_is_trained
         DP2(base=replace(BASE, optim=Sophia())).check_training(data, recipe)
 
 
+def test_a_penalty_on_the_gradient_of_the_batch_is_refused_before_anything_is_trained():
+    data, recipe, _, _ = linear()
+    with pytest.raises(Unsupported, match="gradient_penalty is about the gradient of a whole batch"):
+        DP2(base=replace(BASE, gradient_penalty=0.1)).check_training(data, recipe)
+
+
 def test_a_delta_that_would_allow_publishing_an_example_is_refused():
     data, recipe, _, _ = linear()
     with pytest.raises(Unsupported, match="allows publishing one of them whole. Set delta well below 0.06"):

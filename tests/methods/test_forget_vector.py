@@ -6,7 +6,7 @@ from torch import nn
 
 from expunge.data import Split
 from expunge.errors import ConfigError, DataError, Unsupported
-from expunge.methods.guards.forget_vector import ForgetVector
+from expunge.methods.guards.forget_vector import ForgetVector, added, load
 from expunge.tasks import Classification, Regression
 from expunge.training import features, parameters
 from expunge.training.checkpoint import load_weights, save_weights
@@ -211,3 +211,28 @@ def test_a_value_out_of_range_is_refused(field, value):
 def test_bounds_the_wrong_way_round_are_refused():
     with pytest.raises(ConfigError, match="bounds: the lower must be below the upper"):
         ForgetVector(bounds=(1.0, 0.0))
+
+
+def test_states_are_added_vector_by_vector():
+    frozen = {"weight": torch.eye(2)}
+    states = [{**frozen, "forget_vector": torch.tensor(v)} for v in ([1.0, 2.0], [0.5, -1.0])]
+    found = added(states, [2.0, -4.0])
+    assert found["forget_vector"].tolist() == [0.0, 8.0]
+    assert found["weight"] is frozen["weight"]
+    with pytest.raises(DataError, match="got 1 weights for 2 vectors"):
+        added(states, [1.0])
+    with pytest.raises(DataError, match="files 1 and 2 are not of one model: 'weight' differs"):
+        added([states[0], {**states[1], "weight": torch.ones(2, 2)}], [1.0, 1.0])
+
+
+def test_a_file_with_a_vector_makes_a_network_one_that_adds_it(problem, tmp_path):
+    model, inputs, _, split = problem
+    result = _step().unlearn(model, split, TASK, Session())
+    save_weights(result, tmp_path / "guarded.safetensors")
+    save_weights(model, tmp_path / "plain.safetensors")
+    guarded, plain = (nn.Sequential(nn.Linear(4, 3)) for _ in range(2))
+    load(guarded, tmp_path / "guarded.safetensors")
+    load(plain, tmp_path / "plain.safetensors")
+    assert torch.equal(guarded(inputs), result(inputs))
+    assert torch.equal(plain(inputs), model(inputs))
+    assert not torch.equal(guarded(inputs), plain(inputs))

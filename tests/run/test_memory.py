@@ -18,7 +18,13 @@ CPU = (
     "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
     "allocate 4000000000000 bytes. Error code 12 (Cannot allocate memory)"
 )
-SETTINGS = ("batch_size", "engine.accumulate", "engine.dtype=bfloat16", "scope=lora", "checkpointing")
+SETTINGS = (
+    "batch_size",
+    "engine.accumulate",
+    "engine.activation_checkpointing=true",
+    "engine.dtype=bfloat16",
+    "scope=lora",
+)
 
 
 @pytest.mark.parametrize(

@@ -36,15 +36,15 @@ def narrowed(
 
 
 def load(experiment: Experiment, weights: Path) -> nn.Module:
-    """The experiment's network with these weights, in evaluation mode.
+    """The experiment's network with these weights, in evaluation mode, under the file's forget vector if any.
 
     Raises:
         CheckpointError: they cannot be read or do not fit.
     """
-    from expunge.training.checkpoint import load_weights
+    from expunge.methods.guards import forget_vector
 
     model = experiment.recipe.initial(experiment.session())
-    load_weights(model, weights)
+    forget_vector.load(model, weights)
     return model.eval()
 
 

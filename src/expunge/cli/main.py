@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from expunge import __version__
-from expunge.cli import ask, demo, evaluate, listing, report, run, sample, search, unlearn, validate
+from expunge.cli import ask, combine, demo, evaluate, listing, report, run, sample, search, unlearn, validate
 from expunge.errors import ExpungeError, memory_error
 
 MISTAKE = 2
@@ -28,6 +28,7 @@ COMMANDS = {
     "validate": validate,
     "list": listing,
     "unlearn": unlearn,
+    "combine": combine,
     "evaluate": evaluate,
     "ask": ask,
     "sample": sample,

@@ -130,15 +130,21 @@ def command(
     With an experiment file, data, network and task are the experiment's, and --forget are ids of its
     training examples.
 
+    Settings of the engine stand beside the method's fields, as in engine.accumulate=4.
+
     Whether the model has forgotten is for `expunge evaluate` to say.
     """
+    from expunge import config
     from expunge.data.hub import is_id
 
     given = list(fields or ())
     if experiment is not None and "=" in experiment:
         given.insert(0, experiment)
         experiment = None
-    engine = {key: value for key, value in (("dtype", dtype), ("device", device)) if value}
+    named = {key: value for key, value in (("dtype", dtype), ("device", device)) if value}
+    of_engine = [item for item in given if item.startswith("engine.")]
+    given = [item for item in given if item not in of_engine]
+    engine: dict[str, Any] = config.override({"engine": named}, of_engine)["engine"]
     if pipeline is not None:
         if model is not None or experiment is not None:
             raise ConfigError("a pipeline needs no model or experiment beside it. Leave it out.", "pipeline")
@@ -169,7 +175,7 @@ def command(
             f"'{model}' is no folder of a language model, so it needs the experiment that it is of. Name the "
             "YAML file or suite first, or give the folder."
         )
-    _weights(experiment, model, forget, method, _built(method, scope, given), output)
+    _weights(experiment, model, forget, method, _built(method, scope, given), output, engine)
 
 
 def _built(
@@ -196,14 +202,23 @@ def _built(
     return config.build(methods, config.override(value, given), "method")
 
 
-def _weights(experiment: str, model: Path, forget: Path, method: str, chosen: Method, output: Path) -> None:
+def _weights(
+    experiment: str,
+    model: Path,
+    forget: Path,
+    method: str,
+    chosen: Method,
+    output: Path,
+    engine: dict[str, Any],
+) -> None:
     """A file of weights of an experiment's network."""
-    from expunge import api
+    from expunge import api, config
     from expunge.cli.inputs import load, narrowed, writable
     from expunge.cli.progress import Progress
     from expunge.data.split import read_ids
     from expunge.searches.given import Given
     from expunge.training.checkpoint import save_weights
+    from expunge.training.engine import Engine
 
     ids = read_ids(forget)
     writable(output)
@@ -218,7 +233,7 @@ def _weights(experiment: str, model: Path, forget: Path, method: str, chosen: Me
             task=setup.task,
             recipe=setup.recipe,
             seed=setup.seed,
-            engine=setup.engine,
+            engine=config.parse(Engine, {**config.dump(setup.engine), **engine}, "engine"),
             callbacks=(progress,),
         )
     save_weights(result.model, output)
@@ -256,7 +271,7 @@ def _language(
     method: Method,
     output: Path,
     seed: int,
-    engine: dict[str, str],
+    engine: dict[str, Any],
 ) -> None:
     """The folder of a language model and files of records."""
     from expunge import language
@@ -299,7 +314,7 @@ def _pipeline(
     how: dict[str, Any],
     draw: bool,
     seed: int,
-    engine: dict[str, str],
+    engine: dict[str, Any],
 ) -> None:
     """The folder of a pipeline and a concept."""
     from expunge import config, pipelines

@@ -99,6 +99,10 @@ class Data(ABC):
         ids = torch.sort(torch.cat([self.ids, other.ids])).values
         return self._with_ids(integers(ids, "the joined ids"))
 
+    def holds(self, other: Data) -> bool:
+        """Whether all examples of the other are among these; never for another root data set."""
+        return self._root() is other._root() and bool(torch.isin(other.ids, self.ids).all())
+
     def to(self, device: torch.device | str) -> Self:
         """The same data set with its storage on ``device``, where it has a storage to move."""
         return self

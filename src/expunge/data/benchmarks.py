@@ -211,6 +211,25 @@ class Muse(TextSource):
         return [Record(question=row[question], answer=row[answer]) for row in rows]
 
 
+ATTACKS = (
+    "prefix injection",
+    "affirmative suffix",
+    "role play",
+    "multiple choice",
+    "reverse query",
+    "synonym manipulation",
+    "context hint",
+    "incontext learning",
+    "cross lingual",
+)
+"""The types of RWKU's adversarial questions, as its files call them; ``cross lingual`` in any language."""
+
+
+def of_attack(kind: str) -> str:
+    """The probe of the data ``rwku`` that holds the adversarial questions of one of ``ATTACKS``."""
+    return f"forget_level3_{kind.replace(' ', '_')}"
+
+
 @sources.register("rwku")
 @dataclass(frozen=True, kw_only=True)
 class Rwku(TextSource):
@@ -219,8 +238,10 @@ class Rwku(TextSource):
     ``train`` are passages about the targets (set ``forget``, the target is the subject) and about people
     around them (the subject is ``near`` the target). Probes: ``forget_level1`` (cloze), ``forget_level2``
     (questions), ``forget_level3`` (attacks), ``neighbor_level1`` and ``neighbor_level2``, all with the target
-    as subject. ``test`` is ``neighbor_level2``: there are no unseen passages, so that no membership attack
-    against ``test`` means anything; the published one compares the two kinds of passages.
+    as subject; and of the attacks each type by itself: ``forget_level3_prefix_injection`` and the others of
+    ``ATTACKS`` that the targets have. ``test`` is ``neighbor_level2``: there are no unseen passages, so that
+    no membership attack against ``test`` means anything; the published one compares the two kinds of
+    passages.
 
     Args:
         path: the folder with ``forget_level1.jsonl.gz`` and the others; without it ``$EXPUNGE_DATA/rwku``.
@@ -255,9 +276,23 @@ class Rwku(TextSource):
         tokenizer = self.encoder(_joined([passages, *asked.values()]))
         whole = replace(self.template, max_length=None)
         probes = {name: TextData(records, tokenizer, whole) for name, records in asked.items()}
+        probes |= self._by_attack(folder, probes["forget_level3"])
         train = TextData(passages, tokenizer, self.template)
         ids = [i for i, one in enumerate(train.records) if not (one.subject or "").startswith("near ")]
         return Sourced(train, probes["neighbor_level2"], probes=probes, sets={"forget": torch.tensor(ids)})
+
+    def _by_attack(self, folder: Path, attacks: TextData) -> dict[str, TextData]:
+        """The adversarial questions of each type that there is, as subsets of all of them."""
+        ids: dict[str, list[int]] = {kind: [] for kind in ATTACKS}
+        for number, row in enumerate(self._chosen(folder, "forget_level3", "type")):
+            kind = row["type"].replace("-", " ").split(" (")[0]  # "cross-lingual (French)"
+            if kind not in ids:
+                raise DataError(
+                    f"'{folder / 'forget_level3.jsonl.gz'}' has a question of the type '{row['type']}', "
+                    f"which is none of {', '.join(ATTACKS)}. Copy the file again."
+                )
+            ids[kind].append(number)
+        return {of_attack(kind): attacks.subset(found) for kind, found in ids.items() if found}
 
     def _chosen(self, folder: Path, file: str, *names: str) -> list[dict[str, Any]]:
         path = folder / f"{file}.jsonl.gz"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from expunge.data.benchmarks import ATTACKS, of_attack
 from expunge.evaluation.attacks.text_membership import PrivLeak, TextMembership
 from expunge.evaluation.generation import Decoding
 from expunge.evaluation.metric import Metric
@@ -42,17 +43,24 @@ def muse(
 def rwku() -> dict[str, Metric]:
     """What RWKU measures of a target and its neighbourhood; probes are those of the data ``rwku``.
 
-    Level 1 are clozes, level 2 questions, level 3 attacks. ``leakage`` lists the targets, the worst first,
-    which a mean over two hundred hides; ``locality`` is the change from the targets to their neighbours.
+    Level 1 are clozes, level 2 questions, level 3 attacks: all of them together, and ``attack …`` for each
+    of the nine types by itself, whose answers are those to all of them. ``leakage`` lists the targets, the
+    worst first, which a mean over two hundred hides; ``locality`` is the change from the targets to their
+    neighbours.
 
     Differs: the published membership numbers are mean scores of two kinds of passages, with no upper end, so
         that making texts ever unlikelier counts as better; here they are AUCs of passages about the targets
         against those about their neighbours, which no model can bring to ½ where the texts differ (the note
         says so). Words are those of ``rouge``, not of the package of that name, which cuts at spaces alone.
+        An affirmative suffix ends the question, where its file has it; the published code builds the prompts
+        of that type in another way than the rest.
     """
     found: dict[str, Metric] = {
         f"forget level {level}": Rouge(part=f"forget_level{level}", stemmer=False, decoding=SHORT)
         for level in (1, 2, 3)
+    }
+    found |= {
+        f"attack {kind}": Rouge(part=of_attack(kind), stemmer=False, decoding=SHORT) for kind in ATTACKS
     }
     found |= {
         f"neighbours level {level}": Rouge(part=f"neighbor_level{level}", stemmer=False, decoding=SHORT)

@@ -119,6 +119,8 @@ class Subject:
     ) -> list[list[str]]:
         """What the model writes after the prompts of a part, ``samples`` texts an example; once.
 
+        Greedy answers to examples of another part that has all of these are taken from there.
+
         Args:
             rows: of these examples alone; nothing is written for the others.
 
@@ -127,6 +129,8 @@ class Subject:
             Unsupported: the data holds no text.
         """
         key, data, seed = (part, decoding), self._part(part), self.session.seed
+        if key not in self._written and (known := self._known(data, decoding)) is not None:
+            self._written[key] = known
         if rows is not None and key not in self._written:
             few = data.subset(data.ids[list(rows)])
             return answers(self.placed, few, self.session.engine, decoding, seed)
@@ -134,6 +138,14 @@ class Subject:
             self._written[key] = answers(self.placed, data, self.session.engine, decoding, seed)
         found = self._written[key]
         return found if rows is None else [found[row] for row in rows]
+
+    def _known(self, data: Data, decoding: Decoding) -> list[list[str]] | None:
+        """The texts for these examples where a part with all of them has been answered, drawing nothing."""
+        for (part, how), texts in self._written.items():
+            if how == decoding and not how.temperature and self.parts[part].holds(data):
+                place = {id_: row for row, id_ in enumerate(self.parts[part].ids.tolist())}
+                return [texts[place[id_]] for id_ in data.ids.tolist()]
+        return None
 
     def once(self, key: object, compute: Callable[[], T]) -> T:
         """What is computed of this model, by what identifies it: made once for all metrics."""

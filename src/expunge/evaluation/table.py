@@ -157,8 +157,12 @@ class Table:
             found[id_] = _anchor(score, references)
         return found
 
-    def columns(self) -> dict[str, Score]:
+    def columns(self) -> Mapping[str, Score]:
         """One score of each metric, in order of appearance, to read titles and units from."""
+        return self._columns
+
+    @cached_property
+    def _columns(self) -> dict[str, Score]:
         columns: dict[str, Score] = {}
         for row in self.rows:
             for id_, score in row.scores.items():

@@ -215,12 +215,19 @@ def _draw_tile(axes: Axes, x: int, y: int, tile: Tile) -> None:
     place = {"xy": (x + pad, y + 2 * pad), "width": 1 - 2 * pad, "height": 1 - 4 * pad, "linewidth": 0}
     color, ground = MUTED, None
     if tile.step is not None:
-        axes.add_patch(Rectangle(**place, facecolor=style.STEPS[tile.step]))  # type: ignore[arg-type]
+        _inside(axes, Rectangle(**place, facecolor=style.STEPS[tile.step]))  # type: ignore[arg-type]
         color = style.DARK_TEXT if tile.step < 4 else style.LIGHT_TEXT
     if tile.hatched and tile.step is not None:
-        axes.add_patch(Rectangle(**place, facecolor="none", edgecolor=HATCH, hatch="////"))  # type: ignore[arg-type]
+        _inside(axes, Rectangle(**place, facecolor="none", edgecolor=HATCH, hatch="////"))  # type: ignore[arg-type]
         ground = {"facecolor": style.STEPS[tile.step], "linewidth": 0, "boxstyle": "square,pad=0.15"}
-    axes.text(x + 0.5, y + 0.5, tile.text, ha="center", va="center", size=8, color=color, bbox=ground)
+    said = axes.text(x + 0.5, y + 0.5, tile.text, ha="center", va="center", size=8, color=color, bbox=ground)
+    said.set_in_layout(False)
+
+
+def _inside(axes: Axes, field: Rectangle) -> None:
+    """Draws a field of a map whose limits are known; it is not measured to lay the figure out."""
+    field.set_in_layout(False)
+    axes.add_artist(field)
 
 
 # ------------------------------------------------------------------------------------------- cost

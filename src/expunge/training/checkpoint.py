@@ -27,19 +27,26 @@ def save_weights(model: nn.Module, path: Path | str) -> None:
         RunError: the file cannot be written (no space, no permission), or the model keeps state
             that is not a tensor.
     """
-    path = Path(path)
     state = model.state_dict()
     for name, value in state.items():
         if not isinstance(value, Tensor):
             raise RunError(f"cannot save '{name}': it is {type(value).__name__}, not a tensor.")
-    kept = [names[0] for names in _shared(state)]
-    tensors = {name: _alone(state[name]) for name in kept}
+    write_weights({names[0]: _alone(state[names[0]]) for names in _shared(state)}, path)
+
+
+def write_weights(tensors: Mapping[str, Tensor], path: Path | str) -> None:
+    """The same of tensors by name, no two of which share memory.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.touch()
         mode = partial.stat().st_mode  # safetensors would make the file private
-        save_file(tensors, partial, metadata={"format": "pt"})
+        save_file(dict(tensors), partial, metadata={"format": "pt"})
         partial.chmod(mode)
         os.replace(partial, path)
     except (OSError, SafetensorError) as error:
@@ -56,8 +63,11 @@ def load_weights(model: nn.Module, path: Path | str) -> None:
     Raises:
         CheckpointError: what ``read_weights`` raises, or names or shapes that do not fit the model.
     """
-    path = Path(path)
-    loaded = read_weights(path)
+    fill(model, read_weights(path), path)
+
+
+def fill(model: nn.Module, loaded: Mapping[str, Tensor], path: Path | str) -> None:
+    """The same with the tensors that are in the file already at hand."""
     for child, module in model.named_children():
         adopt: Any = getattr(module, "adopt", None)
         if adopt is not None:  # a guard: what it holds has the shapes of what it learnt

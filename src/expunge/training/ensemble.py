@@ -105,12 +105,12 @@ def stacking(recipe: Recipe, data: Data, session: Session, how: How = "auto") ->
     """Whether models of a recipe are stacked, and why.
 
     They can be where the optimiser treats every number alone (``sgd``, ``adamw``), all parameters are
-    trained, nothing is drawn inside the model (dropout), batches are not accumulated in parts, and
-    ``torch.vmap`` can run the model and the loss. ``auto`` stacks those on a GPU always, and on a CPU
-    if they have no convolution and at most ``STACKED_PARAMETERS`` parameters: there a step of one
-    small model is mostly the overhead of its calls, which the others share. Stacked convolutions become
-    grouped ones, which on a CPU gain little on 8×8 pictures and lose on 28×28 ones (1.8 times the
-    time).
+    trained, nothing is drawn inside the model (dropout), batches are not accumulated in parts nor
+    activations computed again, and ``torch.vmap`` can run the model and the loss. ``auto`` stacks those
+    on a GPU always, and on a CPU if they have no convolution and at most ``STACKED_PARAMETERS``
+    parameters: there a step of one small model is mostly the overhead of its calls, which the others
+    share. Stacked convolutions become grouped ones, which on a CPU gain little on 8×8 pictures and lose
+    on 28×28 ones (1.8 times the time).
 
     Raises:
         Unsupported: ``how="stacked"`` for models that cannot be.
@@ -142,6 +142,10 @@ def _obstacle(recipe: Recipe, model: nn.Module, session: Session) -> str:
         )
     if session.engine.accumulate > 1:
         return "batches are accumulated in parts"
+    if session.engine.activation_checkpointing:
+        return "activations are computed again"
+    if recipe.training.gradient_penalty:
+        return "the norms of their gradients are penalised"
     if recipe.training.scope != Everything() or any(not p.requires_grad for p in model.parameters()):
         return "some of their parameters are frozen"
     for name, module in model.named_modules():

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any, Literal
 
@@ -151,8 +152,8 @@ class PretrainedLm(ModelSpec):
     Args:
         path: the folder, or the id of a model of the Hub; no code in it is run.
         dtype: of the weights.
-        quantised: ``"8bit"`` or ``"4bit"`` weights through bitsandbytes. Such weights cannot be trained,
-            only adapters on them.
+        quantised: ``"8bit"`` or ``"4bit"`` weights through bitsandbytes, which computes on a CPU too. Such
+            weights cannot be trained, only adapters on them.
 
     Raises:
         CheckpointError: as ``pretrained``.
@@ -182,6 +183,7 @@ class PretrainedLm(ModelSpec):
             )
         from transformers import BitsAndBytesConfig
 
+        getLogger("bitsandbytes.autograd").setLevel(ERROR)  # each product would say that it rounds to 16 bits
         four = self.quantised == "4bit"
         how = BitsAndBytesConfig(load_in_4bit=four, load_in_8bit=not four, bnb_4bit_compute_dtype=dtype)
         return pretrained(path, causal=True, dtype=None, quantization_config=how)

@@ -18,6 +18,7 @@ from expunge.tasks.base import Task
 from expunge.training.modifier import Gradients, Modifier
 from expunge.training.optim import Curved, ForwardOnly, Optim
 from expunge.training.private import Private, PrivateGradient
+from expunge.training.recomputed import keep, recompute
 from expunge.training.scope import Everything, Scope
 from expunge.training.session import Event, Session
 from expunge.training.soundness import spoilt, unsound
@@ -102,6 +103,8 @@ class _Run:
         self.scope = self._scope(copy)
         self.model = self.scope.enter(copy)
         self.trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        if self.engine.activation_checkpointing:
+            recompute(self.model)
         if isinstance(plan.optim, ForwardOnly):
             _check_still(self.model, plan.mode)
         self.private = self._private(plan.private) if plan.private is not None else None
@@ -333,6 +336,7 @@ class _Run:
         """The model as it is, out of the scope and in evaluation mode."""
         for parameter in self.trained.values():
             parameter.grad = None
+        keep(self.model)
         model = self.scope.leave(self.model)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(self.flags[name])

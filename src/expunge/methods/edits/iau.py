@@ -42,7 +42,8 @@ class IAU(Edit):
         through in batches whose gradients are averaged, where the authors put all of it through at
         once. As theirs: two means of equal weight, so the size of the forget set does not matter;
         under ``adam`` nor does that of the gradient. The penalty on the gradient norm while training
-        (their ``model_fix_flag``) belongs to the recipe of the original and is not part of this.
+        (their ``model_fix_flag``) belongs to the recipe of the original: ``gradient_penalty=0.005`` of its
+        ``Training``, or ``train.gradient_penalty=0.005``.
     References: Liu et al., Efficient Machine Unlearning via Influence Approximation, 2025,
         arXiv:2507.23257.
     """

@@ -122,6 +122,11 @@ class DP2(Method):
 
     def check_training(self, train: Data, recipe: Recipe) -> None:
         training = self.base or recipe.training
+        if training.gradient_penalty:
+            raise Unsupported(
+                "dp2: gradient_penalty is about the gradient of a whole batch, and private training clips "
+                "those of single examples. Set it to 0."
+            )
         private = self.private()
         private.check(recipe.initial(Session()), training.optim)
         units = int(private.units(train).max()) + 1

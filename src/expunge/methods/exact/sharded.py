@@ -342,7 +342,7 @@ class _Stages:
                 before = self.checkpoint(shard, stage[:-1])
                 plan = Plan(
                     what=f"{methods.name_of(self.method)} shard {shard}, slices {list(stage)}",
-                    objective=lambda step: {"loss": step.retain.loss.mean()},
+                    objective=self.training.objective,
                     parts={"retain": data.subset(ids)},
                     passes=lambda epoch: (Pass("retain"),),
                     epochs=self.training.epochs,

@@ -149,7 +149,7 @@ class LAF(GradientMethod):
             batch_size=self.batch_size,
             optim=AdamW(lr=1e-3, weight_decay=0.0),
         )
-        plain = replace(session.engine, accumulate=1, dtype="float32", channels_last=False)
+        plain = Engine(device=session.engine.device)
         fitted = optimise(model, plan, Regression(), replace(session, engine=plain))
         assert isinstance(fitted, Autoencoder)
         return fitted.requires_grad_(False)

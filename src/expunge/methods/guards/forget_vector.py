@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from expunge.methods.base import Guard, methods
 from expunge.methods.scopes.modules import Modules
 from expunge.tasks.base import Task
 from expunge.tasks.classification import Classification
+from expunge.training.checkpoint import fill, read_weights
 from expunge.training.loop import Pass, Plan, optimise
 from expunge.training.optim import SGD, Optim
 from expunge.training.session import Session
@@ -163,6 +165,45 @@ class ForgetVector(Guard):
         learned = optimise(shifted, plan, task, session)
         assert isinstance(learned, Shifted)
         return learned
+
+
+def load(model: nn.Module, path: Path | str) -> None:
+    """Fills a network from a file of weights; where the file holds a vector it adds that to its inputs.
+
+    Inputs are not clipped: the file does not say the ``bounds`` that the vector may have been learned with.
+
+    Raises:
+        CheckpointError: as ``load_weights``.
+    """
+    loaded = read_weights(path)
+    if VECTOR in loaded and not hasattr(model, VECTOR):
+        guarded(model, torch.zeros_like(loaded[VECTOR]))
+    fill(model, loaded, path)
+
+
+def added(states: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> dict[str, Tensor]:
+    """The state dict of one model under ``δ = Σ_c w_c δ_c``, from those of the same model under each ``δ_c``.
+
+    Raises:
+        DataError: no states, as many weights as states are not given, a state without a vector, or states
+            whose models or vectors are not of one kind; states are counted from 1.
+    """
+    if not states or len(weights) != len(states):
+        raise DataError(f"got {len(weights)} weights for {len(states)} vectors. Give one for each.")
+    first = states[0]
+    for number, state in enumerate(states, 1):
+        if VECTOR not in state:
+            raise DataError(f"file {number} holds no '{VECTOR}'. Give what the method forget_vector wrote.")
+        other = [n for n in first if n not in state or state[n].shape != first[n].shape]
+        other = other or [n for n in state if n not in first]
+        other = other or [n for n in first if n != VECTOR and not torch.equal(first[n], state[n])]
+        if other:
+            raise DataError(
+                f"files 1 and {number} are not of one model: '{other[0]}' differs. Give vectors that were "
+                "learned on the same weights."
+            )
+    total = sum((w * state[VECTOR] for w, state in zip(weights, states, strict=True)), 0 * first[VECTOR])
+    return {**first, VECTOR: total}
 
 
 class Shifted(nn.Module):

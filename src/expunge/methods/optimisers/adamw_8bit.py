@@ -20,8 +20,8 @@ from expunge.training.optim import AdamW, optimisers
 class AdamW8bit(AdamW):
     """AdamW that keeps its two moments in 8 bits a weight, through bitsandbytes: 2 bytes a weight for 8.
 
-    Moments are quantised in blocks with a scale each; those of small tensors stay in 32 bits. On which
-    devices it runs is bitsandbytes' to say.
+    Moments are quantised in blocks with a scale each; those of small tensors stay in 32 bits. It
+    runs on a CPU too (bitsandbytes 0.50).
 
     Raises:
         MissingExtra: bitsandbytes is not installed.
