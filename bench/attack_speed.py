@@ -31,11 +31,12 @@ from expunge.data.captions import CaptionedImages
 from expunge.data.patch_codec import PatchCodecSpec
 from expunge.evaluation.attacks.cases import Cases
 from expunge.evaluation.attacks.fitted_prompt import Fitting
-from expunge.evaluation.attacks.prompt_slots import token_table, words
+from expunge.evaluation.attacks.prompt_slots import words
 from expunge.evaluation.attacks.unlearn_diff_atk import UnlearnDiffAtk, on_simplex, timesteps
 from expunge.evaluation.gallery import Target
 from expunge.provenance import hardware, versions
 from expunge.tasks.diffusion import Diffusion
+from expunge.training.denoisers import token_table
 from expunge.training.diffusion_models import TextToImageSpec
 from expunge.training.engine import Engine
 from expunge.training.still import still

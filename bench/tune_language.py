@@ -27,7 +27,7 @@ from expunge import config, experiment, runner
 from expunge.evaluation.metric import metrics
 from expunge.evaluation.table import Row, Table
 from expunge.experiment import Experiment
-from expunge.methods.base import GradientMethod, Method
+from expunge.methods.base import Method
 from expunge.provenance import hardware, versions
 from expunge.training.session import Event
 
@@ -37,10 +37,12 @@ FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
 
 def variants(name: str, method: Method) -> dict[str, Method]:
     """The method with every learning rate, by its name and rate; nothing of a method without one."""
-    if not isinstance(method, GradientMethod):
+    optim: Any = getattr(method, "optim", None)
+    if optim is None:
         return {}
-    rates = [float(f"{method.optim.lr * factor:.2g}") for factor in FACTORS]
-    return {f"{name} {rate:g}": replace(method, optim=replace(method.optim, lr=rate)) for rate in rates}
+    rates = [float(f"{optim.lr * factor:.2g}") for factor in FACTORS]
+    changed: Any = replace
+    return {f"{name} {rate:g}": changed(method, optim=replace(optim, lr=rate)) for rate in rates}
 
 
 def tuning(suite: Experiment, sets: list[str], control: str, retrained: int) -> Experiment:

@@ -1,6 +1,7 @@
 """Text-to-image models of canvases: a micro one without training, and one that draws what it is told.
 
-The trained one takes two minutes; it is kept in a folder under a name made of all that it depends on.
+The trained one is that of the suite ``canvas-mini`` and takes some minutes; it is kept in a folder under a
+name made of all that it depends on.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 
-from expunge import config
+from expunge import config, experiment
 from expunge.data.canvas import Canvas
 from expunge.data.captions import CaptionedImages
 from expunge.data.patch_codec import PatchCodecSpec
@@ -73,15 +74,14 @@ def micro() -> CanvasModel:
 
 
 def trained(folder: Path) -> CanvasModel:
-    """Three styles and three objects at 16 × 16 pixels, trained for 13 epochs or read from the folder."""
-    source = Canvas(styles=STYLES, objects=OBJECTS, per_cell=200, size=16, codec=PIXELS)
-    sourced = source.load()
-    optim = AdamW(lr=1.5e-3, betas=(0.9, 0.99), weight_decay=0.0, schedule="cosine", warmup=0.03, clip=1.0)
-    training = Training(epochs=13, batch_size=32, optim=optim, ema=0.995)
-    made = recipe(sourced.train, 16, {"channels": (24, 48)}, training)
+    """The original of the suite ``canvas-mini``, trained or read from the folder."""
+    suite = experiment.read("canvas-mini")
+    sourced, made = suite.sourced, suite.recipe
+    assert isinstance(suite.data, Canvas)
+    assert isinstance(sourced.train, CaptionedImages)
+    assert isinstance(sourced.test, CaptionedImages)
     kinds = [config.dump(part) for part in (made.model, made.task, made.training)]
-    key = key_of(*kinds, sourced.train.fingerprint())
-    file = folder / f"canvas-{key}.safetensors"
+    file = folder / f"canvas-{key_of(*kinds, sourced.train.fingerprint())}.safetensors"
     model = made.initial(Session(seed=0)).eval()
     if file.exists():
         load_weights(model, file)
@@ -90,4 +90,4 @@ def trained(folder: Path) -> CanvasModel:
         save_weights(model, file)
         file.with_suffix(".json").write_text(json.dumps(kinds, indent=1))
     assert isinstance(model, TextToImage)
-    return CanvasModel(source, sourced.train, sourced.test, made, model)
+    return CanvasModel(suite.data, sourced.train, sourced.test, made, model)

@@ -27,6 +27,7 @@ LAYERS = (
         "drawing",
         "experiment",
         "foreign",
+        "judging",
         "language",
         "pipelines",
         "provenance",
@@ -38,6 +39,7 @@ LAYERS = (
     },
     {"report", "bench"},
     {"cli"},
+    {"__main__"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 UPWARD = {("expunge.evaluation.report", "report")}

@@ -15,6 +15,7 @@ from expunge.data.poison import unmanipulated
 from expunge.data.split import Split, as_data
 from expunge.errors import ConfigError, fitting_memory
 from expunge.evaluation.evaluate import DEFAULT, HISTOGRAM_EDGES, Candidate, Evaluation, check_margins
+from expunge.evaluation.evidence import Keep
 from expunge.evaluation.metric import Metric
 from expunge.evaluation.metric import metrics as known_metrics
 from expunge.evaluation.report import Report
@@ -204,16 +205,18 @@ def compare(
     controls: Sequence[str] = (),
     shadows: Shadows | None = None,
     margins: Mapping[str, float] | None = None,
+    keep: Keep | None = None,
 ) -> Report:
     """A report on models of one forget set, however they were made; the original must be among them.
 
-    ``controls``, ``shadows`` and ``margins`` are those of ``evaluate``.
+    ``controls``, ``shadows`` and ``margins`` are those of ``evaluate``; ``keep`` keeps what metrics train for
+    themselves.
 
     Raises:
         MissingEvidence: there is no original.
         ConfigError: no such control.
     """
-    evaluation = Evaluation(candidates, split, task, session, shadows)
+    evaluation = Evaluation(candidates, split, task, session, shadows, keep)
     check_margins(margins or {}, metrics, evaluation.evidence(candidates[0]))
     everyone = [*candidates, *(evaluation.candidate(control) for control in controls)]
     table = Table(
@@ -362,7 +365,7 @@ def reference_shadows(
     if cache is None:
         return train_shadows(recipe, train, test, plan, inner)
     made = recipe.initial(inner)
-    settings = [config.dump(recipe.task), config.dump(recipe.training), config.dump(session.engine)]
+    settings = [config.dump(recipe.task), config.identity(recipe.training), config.identity(session.engine)]
     data = [train.fingerprint(), test.fingerprint()]
     key = key_of(_digest(made), str(made), settings, config.dump(plan), data, inner.seed, versions())
 
@@ -389,7 +392,7 @@ def _retrained(recipe: Recipe, split: Split, session: Session, index: int, store
         value, model = compute()
         return Candidate(name, "retrained", model, value["cost"])
     start = recipe.initial(session)
-    settings = [config.dump(recipe.task), config.dump(recipe.training), config.dump(session.engine)]
+    settings = [config.dump(recipe.task), config.identity(recipe.training), config.identity(session.engine)]
     key = key_of(_digest(start), str(start), settings, split.retain.fingerprint(), session.seed, versions())
     found, kept = store.model("retrained", key, lambda: start, compute)
     return Candidate(name, "retrained", kept, found["cost"])

@@ -28,9 +28,10 @@ from expunge.evaluation.metric import metrics as known_metrics
 from expunge.evaluation.metrics.cost import Cost
 from expunge.evaluation.report import Report
 from expunge.evaluation.shadows import ShadowPlan, Shadows
+from expunge.methods.guards import forget_vector
+from expunge.store import keeper
 from expunge.tasks.base import Task, tasks
 from expunge.tasks.causal_lm import CausalLM
-from expunge.training.checkpoint import load_weights
 from expunge.training.engine import Engine
 from expunge.training.functions import call
 from expunge.training.models import ModelSpec, models
@@ -141,6 +142,7 @@ def audit(
         controls=controls,
         shadows=shadows,
         margins=margins,
+        keep=keeper(cache, session),
     )
 
 
@@ -174,7 +176,7 @@ def _read(reference: str, network: Network | None, causal: bool) -> nn.Module:
             )
         with seeding.seeded(0):
             fresh = network() if network is not None else nn.Identity()
-        load_weights(fresh, path)  # which says that there is no such file
+        forget_vector.load(fresh, path)  # which says that there is no such file
         return fresh
     if ":" not in reference:
         raise CheckpointError(

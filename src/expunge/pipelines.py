@@ -18,7 +18,7 @@ from expunge.api import Unlearned, unlearn
 from expunge.data.captions import CaptionedImages, word_positions
 from expunge.data.download import cache_folder
 from expunge.data.hub import local
-from expunge.data.image_folder import read_captions, read_images
+from expunge.data.image_folder import encode_images, read_captions
 from expunge.data.prompted import CONCEPT, Side, prompted, read_prompts
 from expunge.data.split import Split
 from expunge.drawing import Drawing, Folder, drawn, sample, unguarded
@@ -314,19 +314,11 @@ def _images(model: TextToImage, folder: Folder, engine: Engine | None) -> Side:
     settings: Any = model.vae.config
     factor = 2 ** (len(settings.block_out_channels) - 1)  # as pipelines of diffusers take it
     size = (model.latent_shape[1] * factor, model.latent_shape[2] * factor)
-    found = []
-    for start in range(0, len(entries), CHUNK):
-        paths = [path for path, _ in entries[start : start + CHUNK]]
-        latents = placed.encode(read_images(paths, size).to(device)).float().cpu()
-        bad = (~torch.isfinite(latents).flatten(1).all(1)).nonzero()
-        if len(bad):
-            raise DataError(
-                f"the pipeline's autoencoder makes NaN or infinite latents of '{paths[int(bad[0])]}'. Give a "
-                "pipeline whose autoencoder works in float32, or take the image out."
-            )
-        found.append(latents)
+    latents = encode_images(
+        [path for path, _ in entries], size, lambda images: placed.encode(images.to(device)), CHUNK
+    )
     captions = tuple(caption for _, caption in entries)
-    return Side(captions, (0,) * len(captions), torch.cat(found))
+    return Side(captions, (0,) * len(captions), latents)
 
 
 def _visible(tokenizer: Any, concept: str) -> None:

@@ -18,8 +18,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from expunge import config
 from expunge.errors import CheckpointError, RunError
+from expunge.evaluation.evidence import Compute, Keep, Tensors
+from expunge.provenance import versions
 from expunge.training.checkpoint import load_weights, save_weights
+from expunge.training.session import Session
 
 VALUE, MODEL, TENSORS = "value.json", "model.safetensors", "tensors.safetensors"
 
@@ -146,6 +150,18 @@ class Store:
         if not isinstance(value, dict):
             raise RunError(f"'{place}' is damaged. Delete that folder and run again.")
         return value
+
+
+def keeper(cache: str | Path | None, session: Session) -> Keep | None:
+    """Keeps what metrics train for themselves in a folder, by all that it depends on; None without one."""
+    if cache is None:
+        return None
+    store, common = Store(Path(cache)), [config.identity(session.engine), session.seed, versions()]
+
+    def keep(name: str, depends: tuple[Any, ...], compute: Compute) -> Tensors:
+        return store.tensors(name, key_of(common, *depends), compute)[1]
+
+    return keep
 
 
 def write_text(path: Path, text: str) -> None:

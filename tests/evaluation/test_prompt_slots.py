@@ -8,7 +8,8 @@ from tests.evaluation.vaults import DUMB, KEY, Typist, Vault, data, original
 from torch import nn
 
 from expunge.errors import DataError, Unsupported
-from expunge.evaluation.attacks.prompt_slots import Slots, ahead, alone, spread, token_table, words
+from expunge.evaluation.attacks.prompt_slots import Slots, ahead, alone, spread, words
+from expunge.training.denoisers import token_table
 
 WORDS = Typist()
 ONE, TWO = Typist.known.index(KEY), Typist.known.index("other")
@@ -84,7 +85,7 @@ def test_vectors_take_the_place_of_embeddings_and_of_nothing_else() -> None:
 
 
 def test_models_without_a_text_encoder_are_refused() -> None:
-    with pytest.raises(Unsupported, match="Use relearn_images"):
+    with pytest.raises(Unsupported, match="Linear has no text encoder, so it reads no prompts"):
         token_table(nn.Linear(2, 2))
     assert token_table(Vault({})).num_embeddings == len(Typist.known)
 

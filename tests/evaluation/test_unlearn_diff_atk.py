@@ -26,10 +26,11 @@ from expunge.errors import ConfigError
 from expunge.evaluation import picture_judges
 from expunge.evaluation.attacks.cases import Cases, found_cases
 from expunge.evaluation.attacks.fitted_prompt import Fit, Fitting
-from expunge.evaluation.attacks.prompt_slots import ahead, token_table, words
+from expunge.evaluation.attacks.prompt_slots import ahead, words
 from expunge.evaluation.attacks.unlearn_diff_atk import UnlearnDiffAtk, on_simplex, timesteps
 from expunge.evaluation.gallery import Gallery, Target
 from expunge.tasks import Diffusion
+from expunge.training.denoisers import token_table
 from expunge.training.engine import Engine
 
 ATTACK = UnlearnDiffAtk(tokens=1, steps=(2, 6), levels=2, **READ)

@@ -14,8 +14,9 @@ from torch import nn
 from expunge.data import Split
 from expunge.data.captions import tokenise
 from expunge.errors import ConfigError, DataError, Unsupported
-from expunge.methods.gradient.adv_unlearn import AdvUnlearn, Attack, encoded, token_table
+from expunge.methods.gradient.adv_unlearn import AdvUnlearn, Attack, encoded
 from expunge.tasks import Classification, Diffusion
+from expunge.training.denoisers import token_table
 from expunge.training.engine import Engine
 from expunge.training.loop import optimise
 from expunge.training.optim import SGD
@@ -236,7 +237,7 @@ def test_what_it_cannot_run_on_is_refused():
         AdvUnlearn().check(split(), Classification(2))
     with pytest.raises(Unsupported, match="Use esd or sa for classes"):
         AdvUnlearn().check(split(), CLASSES)
-    with pytest.raises(Unsupported, match="trains the text encoder.*Use esd"):
+    with pytest.raises(Unsupported, match="has no text encoder, so it reads no prompts.*esd, sa"):
         AdvUnlearn().unlearn(told(), canvas_split(), micro().task, SESSION)
 
 

@@ -15,7 +15,9 @@ import expunge
 from expunge import config
 from expunge.data.captions import tokenise
 from expunge.data.patch_codec import PatchCodecSpec
+from expunge.data.split import Split
 from expunge.errors import CheckpointError, ConfigError, DataError, Unsupported
+from expunge.methods.base import methods
 from expunge.methods.gradient.grad_diff import GradDiff
 from expunge.tasks import Diffusion
 from expunge.training.checkpoint import load_weights, save_weights
@@ -252,3 +254,16 @@ def test_the_library_and_its_registry_load_without_diffusers():
         "sys.exit(any(name in sys.modules for name in ('diffusers', 'transformers')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_same_modules_with_other_companions_keep_the_guard(canvas):
+    """Its hooks are in the text encoder, which both share: without it nothing would say what they do."""
+    seot = config.build(methods, {"kind": "seot", "concept": "mosaic"})
+    split = Split.from_ids(canvas.data, (canvas.data.column("style") == 1).nonzero()[:, 0])
+    guarded = seot.unlearn(canvas.model, split, canvas.task, Session(seed=0))
+    again = guarded.of(canvas.data.tokenizer, canvas.task)
+    assert again.guard is guarded.guard
+    assert again.companions.tokenizer is canvas.data.tokenizer
+    assert not hasattr(canvas.model.of(canvas.data.tokenizer), "guard")
+    expected, found = dict(guarded.named_parameters()), dict(again.named_parameters())
+    assert all(found[name] is value for name, value in expected.items())

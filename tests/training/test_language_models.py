@@ -12,10 +12,16 @@ import torch
 from torch import nn
 
 from expunge import config
+from expunge.data import ArrayData
 from expunge.errors import CheckpointError, ConfigError
+from expunge.methods.scopes.lora import LoRA
+from expunge.tasks import CausalLM
 from expunge.training.checkpoint import load_weights, read_weights, save_weights
 from expunge.training.engine import Engine
+from expunge.training.loop import Pass, Plan, optimise
 from expunge.training.models import models
+from expunge.training.optim import AdamW
+from expunge.training.session import Session
 
 if importlib.util.find_spec("transformers") is None:
     pytest.skip("transformers is not installed", allow_module_level=True)
@@ -120,12 +126,48 @@ def test_a_folder_that_holds_no_model(tmp_path: Path) -> None:
         config.build(models, {"kind": "causal_lm", "path": tmp_path})()
 
 
-@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is not None, reason="bitsandbytes is there")
 @pytest.mark.parametrize("bits", ["8bit", "4bit"])
-def test_quantised_weights_say_what_they_need(tmp_path: Path, bits: str) -> None:
+def test_quantised_weights_say_what_they_need(
+    tmp_path: Path, bits: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("expunge.training.language_models.find_spec", lambda name: None)
     spec = config.build(models, {"kind": "causal_lm", "path": tmp_path, "quantised": bits})
     with pytest.raises(ConfigError, match=f"quantised: {bits} weights need bitsandbytes.*pip install"):
         spec()
+
+
+@pytest.mark.parametrize(("bits", "error"), [("8bit", 0.03), ("4bit", 0.3)])
+def test_quantised_weights_answer_alike_and_carry_adapters(
+    tmp_path: Path, bits: str, error: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    pytest.importorskip("peft")
+    made = build("llama", vocabulary=32, width=64, heads=4, mlp=64, tied=False).eval()
+    made.save_pretrained(tmp_path)
+    model = config.build(models, {"kind": "causal_lm", "path": tmp_path, "quantised": bits})()
+    layer = model.get_submodule("model.layers.0.self_attn.q_proj")
+    assert type(layer).__name__ == {"8bit": "Linear8bitLt", "4bit": "Linear4bit"}[bits]
+    assert layer.weight.dtype == {"8bit": torch.int8, "4bit": torch.uint8}[bits]
+    with torch.no_grad():
+        expected, found = made(IDS).logits, model(IDS).logits.float()
+    assert 0 < (found - expected).norm() / expected.norm() < error
+
+    columns = {"input_ids": IDS, "labels": IDS.clone(), "attention_mask": torch.ones_like(IDS)}
+    losses: list[float] = []
+    plan = Plan(
+        what="adapters",
+        objective=lambda step: {"loss": step.retain.loss.mean()},
+        parts={"retain": ArrayData(columns)},
+        passes=lambda epoch: (Pass("retain"),),
+        epochs=5,
+        batch_size=2,
+        optim=AdamW(lr=0.01),
+        scope=LoRA(rank=2),
+    )
+    session = Session(callbacks=(lambda event: losses.extend(event.values.values()),))
+    optimise(model, plan, CausalLM(32), session)
+    assert losses[-1] < losses[0] - 0.2
+    assert not [record for record in caplog.records if record.name.startswith("bitsandbytes")]
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,7 @@ ALONE = "Without an experiment file"
 
 LANGUAGE = "Language models"
 
-ANYWHERE = ("metrics", "controls", "margins", "engine.device", "engine.dtype", "seed")
-"""Options that folders of language models are judged with too."""
+PICTURES = "Text-to-image pipelines"
 
 NO_RETRAINED = (
     "No retrained model was given, so there are values but no verdicts. Give --retrained MODEL (3 or more), "
@@ -37,13 +36,18 @@ NONE_FOR_RECORDS = (
     "models trained without the records to be forgotten."
 )
 
+NONE_FOR_CONCEPTS = (
+    "No retrained pipeline was given, so there are values but no verdicts. Give --retrained FOLDER (3 or "
+    "more): pipelines trained without the concept."
+)
+
 Data = Annotated[
     str | None,
     typer.Option(
         metavar="DATA",
         rich_help_panel=ALONE,
         help="Training and test data: a data set (see: expunge list data), an .npz file, a folder of images, "
-        "or module:function that returns (train, test).",
+        "or module:function that returns (train, test). For pipelines images of all concepts, with captions.",
     ),
 ]
 Network = Annotated[
@@ -113,7 +117,7 @@ Seed = Annotated[
     typer.Option(rich_help_panel=ALONE, help="Of everything that is drawn.", show_default="0"),
 ]
 Forget = Annotated[
-    Path,
+    Path | None,
     typer.Option(
         metavar="FILE",
         help="What was to be forgotten: ids (.txt with one a line, .npy, .json, a search's index file); for "
@@ -131,6 +135,33 @@ Test = Annotated[
         rich_help_panel=LANGUAGE,
         help="Records of the same kind that no model was trained on: for membership and the ranking.",
     ),
+]
+Concept = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WORDS", rich_help_panel=PICTURES, help="What was to be forgotten: 'mosaic style', 'star'."
+    ),
+]
+Judges = Annotated[
+    str | None,
+    typer.Option(
+        "--judge",
+        metavar="FUNCTION",
+        rich_help_panel=PICTURES,
+        help="module:function that makes your classifier of a domain.",
+        show_default="trained on the data's images",
+    ),
+]
+Seeds = Annotated[
+    int | None,
+    typer.Option(min=1, rich_help_panel=PICTURES, help="Images of each prompt.", show_default="5"),
+]
+Steps = Annotated[
+    int | None, typer.Option(rich_help_panel=PICTURES, help="Of the sampler.", show_default="50")
+]
+Guidance = Annotated[
+    float | None,
+    typer.Option(rich_help_panel=PICTURES, help="Above 0; 1 is none.", show_default="7.5"),
 ]
 Original = Annotated[str, typer.Option(metavar="MODEL", help="The model before unlearning.")]
 Unlearned = Annotated[list[str], typer.Option(metavar="MODEL", help="After it; repeat for more.")]
@@ -152,7 +183,7 @@ Metrics = Annotated[
 def command(
     original: Original,
     unlearned: Unlearned,
-    forget: Forget,
+    forget: Forget = None,
     experiment: Annotated[
         str | None,
         typer.Argument(
@@ -176,6 +207,11 @@ def command(
     device: Device = None,
     dtype: Dtype = None,
     seed: Seed = None,
+    concept: Concept = None,
+    judge: Judges = None,
+    seeds: Seeds = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
 ) -> None:
     """Judges unlearned models against the original and against retrained ones, wherever they were made.
 
@@ -187,11 +223,16 @@ def command(
     With records (--forget forget.jsonl --retain retain.jsonl) the models are folders of language models with
     their tokenizer, guarded ones included, and the report shows what they answer before and after.
 
+    With --concept the models are folders of text-to-image pipelines, guarded ones included; --data has real
+    images of all concepts, on which the judges are trained: a folder with a metadata.jsonl, a folder of
+    folders style/object, or canvas. The report shows what the pipelines draw from the same noise.
+
     The models to compare with are given by --retrained or trained here, by --train or by the experiment file.
     Without any of them there are values but no verdicts. With an experiment file its data, network, task,
     training, metrics, controls and margins are used. Writes a report and its data.
     """
-    from expunge import foreign, language
+    from expunge import foreign, judging, language
+    from expunge.cli import judged
     from expunge.cli.inputs import listed, writable
     from expunge.cli.output import show
     from expunge.cli.progress import Progress
@@ -203,57 +244,34 @@ def command(
         "engine.device": device, "engine.dtype": dtype, "seed": seed,
     }  # fmt: skip
     given = {name: value for name, value in alone.items() if value is not None}
+    drawing = {"judge": judge, "seeds": seeds, "steps": steps, "guidance": guidance}
+    drawing = {name: value for name, value in drawing.items() if value is not None}
     settings: dict[str, Any] = {} if metrics is None else {"metrics": listed("metrics", metrics)}
-    records = forget.name.removesuffix(".gz").endswith(".jsonl")
-    judge: Callable[..., Report]
-    if records:
-        judge, settings = language.judge, _records(experiment, given, forget, retain, test) | settings
+    report_on: Callable[..., Report]
+    none = NO_RETRAINED
+    if concept is not None or judging.is_pipeline(original):
+        report_on, none = judging.judge, NONE_FOR_CONCEPTS
+        files = {"forget": forget, "retain": retain, "test": test}
+        settings |= judged.pictures(experiment, given, files, concept, drawing)
+        settings["cache"] = directory / "store"
+    elif forget is None:
+        raise ConfigError("say what was to be forgotten; of pipelines give --concept.", "forget")
+    elif drawing:
+        raise ConfigError("goes with folders of pipelines and --concept. Leave it out.", next(iter(drawing)))
+    elif forget.name.removesuffix(".gz").endswith(".jsonl"):
+        report_on, none = language.judge, NONE_FOR_RECORDS
+        settings = judged.records(experiment, given, forget, retain, test) | settings
     else:
-        judge = foreign.audit
+        report_on = foreign.audit
         settings = _examples(experiment, given, forget, bool(retrained), retain or test) | settings
         settings["cache"] = directory / "store"
     writable(directory / "result.json")
     with Progress() as progress:
-        report = judge(original, unlearned, retrained=retrained or (), callbacks=(progress,), **settings)
+        report = report_on(original, unlearned, retrained=retrained or (), callbacks=(progress,), **settings)
     save(report, directory)
     show(report, directory)
     if not report.tables[0].by_role("retrained"):
-        print(NONE_FOR_RECORDS if records else NO_RETRAINED)
-
-
-def _records(
-    experiment: str | None, given: Mapping[str, Any], forget: Path, retain: Path | None, test: Path | None
-) -> dict[str, Any]:
-    """What judging language models needs."""
-    if experiment is not None:
-        raise ConfigError(f"records need no experiment. Leave '{experiment}' out, or give a file of ids.")
-    strange = [name for name in given if name not in ANYWHERE]
-    if strange:
-        raise ConfigError("does not go with records, which bring data and task. Leave it out.", strange[0])
-    if retain is None:
-        raise ConfigError(
-            "records to forget need records that were to be kept. Give a .jsonl file.", "retain"
-        )
-    return {"forget": forget, "retain": retain, "test": test} | _common(given)
-
-
-def _common(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that mean the same for all kinds of models."""
-    from expunge import config
-    from expunge.cli.inputs import inline, listed
-    from expunge.training.engine import Engine
-
-    margins = inline("margins", given.get("margins")) or {}
-    if not isinstance(margins, dict):
-        raise ConfigError("write a mapping, for example '{accuracy.test: 0.01}'.", "margins")
-    engine = {name.removeprefix("engine."): given[name] for name in given if name.startswith("engine.")}
-    return {
-        "controls": listed("controls", given["controls"]) if "controls" in given else (),
-        "margins": margins,
-        "seed": given.get("seed", 0),
-        "engine": config.parse(Engine, engine, "engine"),
-        "name": "evaluation",
-    }
+        print(none)
 
 
 def _examples(
@@ -271,11 +289,12 @@ def _examples(
 def _alone(given: Mapping[str, Any], ids: Tensor) -> dict[str, Any]:
     """What an audit needs, from the options alone."""
     from expunge import foreign
+    from expunge.cli import judged
     from expunge.cli.inputs import inline
     from expunge.data.split import Split
     from expunge.evaluation.shadows import ShadowPlan
 
-    common = _common(given)
+    common = judged.common(given)
     if "data" not in given:
         raise ConfigError("give --data, or an experiment file as the first argument.", "data")
     if "trainings" in given and "train" not in given:

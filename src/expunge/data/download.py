@@ -16,6 +16,22 @@ def local_folder(name: str) -> Path | None:
     return folder if folder is not None and folder.is_dir() else None
 
 
+def found_folder(path: Path | str) -> Path:
+    """The folder itself, or ``$EXPUNGE_DATA/<path>`` where there is none here.
+
+    Raises:
+        DataError: there is neither.
+    """
+    there = local_folder(str(path))
+    if Path(path).is_dir() or there is None:
+        there = Path(path)
+    if not there.is_dir():
+        root = os.environ.get("EXPUNGE_DATA")
+        where = f"'{root}', where EXPUNGE_DATA says" if root else "where EXPUNGE_DATA says, which is not set"
+        raise DataError(f"there is no folder '{path}' here, nor in {where}. Put it there, or name another.")
+    return there
+
+
 def cache_folder() -> Path:
     """Where what can be had again is kept: ``$EXPUNGE_CACHE``, or ``~/.cache/expunge``."""
     return Path(os.environ.get("EXPUNGE_CACHE") or "~/.cache/expunge").expanduser()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,15 @@ def read_captions(folder: Path | str, column: str = "text") -> list[tuple[Path, 
 
     Args:
         column: which one holds the caption.
+
+    Raises:
+        DataError: as ``read_metadata``.
+    """
+    return [(path, caption) for path, caption, _ in read_metadata(folder, column)]
+
+
+def read_metadata(folder: Path | str, column: str = "text") -> list[tuple[Path, str, dict[str, Any]]]:
+    """Likewise, with all that a line says.
 
     Raises:
         DataError: no folder or no metadata, a malformed line, an image that is not there, a caption that is
@@ -73,7 +82,32 @@ def read_images(paths: Sequence[Path], size: tuple[int, int]) -> Tensor:
     return found
 
 
-def _entry(folder: Path, line: str, where: str, column: str) -> tuple[Path, str]:
+def encode_images(
+    paths: Sequence[Path], size: tuple[int, int], encode: Callable[[Tensor], Tensor], at_once: int = 16
+) -> Tensor:
+    """What an autoencoder makes of images, so many at once, ``(N, C, h, w)`` float32 on the CPU.
+
+    Args:
+        encode: takes ``(n, 3, H, W)`` in [0, 1].
+
+    Raises:
+        DataError: as ``read_images``, or latents that are NaN or infinite.
+    """
+    found = []
+    for start in range(0, len(paths), at_once):
+        few = paths[start : start + at_once]
+        latents = encode(read_images(few, size)).float().cpu()
+        bad = (~torch.isfinite(latents).flatten(1).all(1)).nonzero()
+        if len(bad):
+            raise DataError(
+                f"the pipeline's autoencoder makes NaN or infinite latents of '{few[int(bad[0])]}'. Give a "
+                "pipeline whose autoencoder works in float32, or take the image out."
+            )
+        found.append(latents)
+    return torch.cat(found)
+
+
+def _entry(folder: Path, line: str, where: str, column: str) -> tuple[Path, str, dict[str, Any]]:
     try:
         value: Any = json.loads(line)
     except ValueError:
@@ -85,4 +119,4 @@ def _entry(folder: Path, line: str, where: str, column: str) -> tuple[Path, str]
     path = folder / str(name)
     if not path.is_file():
         raise DataError(f"{where}: there is no image '{path}'. Restore the file or take the line out.")
-    return path, " ".join(str(caption).split())
+    return path, " ".join(str(caption).split()), value

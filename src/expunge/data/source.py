@@ -67,6 +67,7 @@ sources: Registry[DataSource] = Registry(
         "expunge.data.language",
         "expunge.data.benchmarks",
         "expunge.data.canvas",
+        "expunge.data.captioned_folder",
         "expunge.data.faces",
     ),
 )

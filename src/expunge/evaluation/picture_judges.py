@@ -193,7 +193,7 @@ def _judges(evidence: Evidence, judge: Judge) -> Judges:
     models, accuracy = {}, {}
     for place, (domain, names) in enumerate(found.items()):
         if known is None:
-            model = _loaded(judge, domain, names)
+            model = loaded(judge, domain, names)
         else:
             labels = _labels(train, found, place)
             model = _trained(evidence, judge, domain, ArrayData({"inputs": known, "targets": labels}))
@@ -236,7 +236,12 @@ def _trained(evidence: Evidence, judge: Judge, domain: str, data: ArrayData) -> 
     return evidence.session.engine.place(network).eval()
 
 
-def _loaded(judge: Judge, domain: str, names: tuple[str, ...]) -> nn.Module:
+def loaded(judge: Judge, domain: str, names: tuple[str, ...]) -> nn.Module:
+    """The user's own judge of a domain.
+
+    Raises:
+        ConfigError: no such function, or no module from it.
+    """
     made = functions.call(judge.load, {"domain": domain, "concepts": names})
     if not isinstance(made, nn.Module):
         raise ConfigError(

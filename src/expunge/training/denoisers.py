@@ -106,11 +106,13 @@ class TextToImage(nn.Module):
         return kind(**modules, tokenizer=tokenizer, scheduler=scheduler, **others)
 
     def of(self, tokenizer: Any = None, task: Diffusion | None = None) -> TextToImage:
-        """The same modules with another tokenizer and noise schedule among its companions."""
+        """The same modules, a guard among them, with another tokenizer and noise schedule as companions."""
         given = {"tokenizer": tokenizer, "scheduler": None if task is None else ddim_scheduler(task)}
         found = {name: value for name, value in given.items() if value is not None}
-        parts = (self.text_encoder, self.unet, self.vae)
-        return TextToImage(*parts, replace(self.companions, **found)).train(self.training)
+        made = TextToImage(self.text_encoder, self.unet, self.vae, replace(self.companions, **found))
+        for name, child in self.named_children():
+            made.add_module(name, child)
+        return made.train(self.training)
 
     @property
     def task(self) -> Diffusion:
@@ -248,6 +250,22 @@ def check_diffusers(what: str) -> None:
     """
     if find_spec("diffusers") is None or find_spec("transformers") is None:
         raise MissingExtra(what, "diffusion")
+
+
+def token_table(model: nn.Module) -> nn.Embedding:
+    """The token embeddings of a model's text encoder, whatever modules they stand in.
+
+    Raises:
+        Unsupported: the model reads no prompts.
+    """
+    encoder: Any = getattr(model, "text_encoder", None)
+    parts = all(hasattr(model, name) for name in ("encode_text", "predict"))
+    if not (parts and hasattr(encoder, "get_input_embeddings")):
+        raise Unsupported(
+            f"{type(model).__name__} has no text encoder, so it reads no prompts. Use a text-to-image model; "
+            "esd, sa and relearn_images need none."
+        )
+    return cast(nn.Embedding, encoder.get_input_embeddings())
 
 
 def _shape(unet: nn.Module) -> tuple[int, int, int]:

@@ -11,7 +11,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from expunge.data.download import found_folder
 from expunge.data.patch_codec import PatchCodecSpec
+from expunge.data.pipeline_folder import INDEX
 from expunge.errors import CheckpointError, ConfigError, ExpungeError
 from expunge.training.denoisers import (
     ClassDenoiser,
@@ -31,9 +33,6 @@ __all__ = [
     "TextToImageSpec",
     "pretrained_pipeline",
 ]
-
-INDEX = "model_index.json"
-"""The file that makes a folder a pipeline of diffusers."""
 
 CODEC = "expunge.training.codec_model"
 """Where ``PatchVAE`` is."""
@@ -212,10 +211,11 @@ class PipelineSpec(ModelSpec):
     Every training starts from these weights, that of the original as that of the retrained ones.
 
     Args:
-        path: the folder; nothing is downloaded.
+        path: the folder, or its name in ``$EXPUNGE_DATA``; nothing is downloaded.
         dtype: of the weights.
 
     Raises:
+        DataError: there is no such folder.
         CheckpointError: as ``pretrained_pipeline``.
         MissingExtra: diffusers is not installed.
     """
@@ -224,7 +224,8 @@ class PipelineSpec(ModelSpec):
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def network(self) -> nn.Module:
-        return pretrained_pipeline(self.path, torch.bfloat16 if self.dtype == "bfloat16" else torch.float32)
+        folder = found_folder(self.path)
+        return pretrained_pipeline(folder, torch.bfloat16 if self.dtype == "bfloat16" else torch.float32)
 
 
 def pretrained_pipeline(folder: Path | str, dtype: torch.dtype | None = torch.float32) -> TextToImage:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -84,7 +86,8 @@ def fit_autoencoder(
         optim=optim,
         after=after,
     )
-    fitted = optimise(start, plan, Regression(), session)
+    engine = replace(session.engine, activation_checkpointing=False)  # there are no blocks
+    fitted = optimise(start, plan, Regression(), replace(session, engine=engine))
     assert isinstance(fitted, SparseAutoencoder)
     return fitted
 

@@ -16,12 +16,13 @@ from expunge.data.captions import CaptionedImages
 from expunge.errors import ConfigError, DataError, Unsupported
 from expunge.evaluation import gallery as galleries
 from expunge.evaluation.attacks.cases import Cases
-from expunge.evaluation.attacks.prompt_slots import Slots, token_table, words
+from expunge.evaluation.attacks.prompt_slots import Slots, words
 from expunge.evaluation.attacks.revival import Progress, Revival
 from expunge.evaluation.evidence import Evidence
 from expunge.evaluation.metric import registered
 from expunge.tasks.base import model_output
 from expunge.tasks.diffusion import ELEMENTS, Diffusion
+from expunge.training.denoisers import token_table
 from expunge.training.engine import Engine
 from expunge.training.still import still
 

@@ -10,23 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from expunge.data.captions import tokenise
-from expunge.errors import DataError, Unsupported
-
-
-def token_table(model: nn.Module) -> nn.Embedding:
-    """The token embeddings of a model's text encoder, whatever modules they stand in.
-
-    Raises:
-        Unsupported: the model reads no prompts.
-    """
-    encoder: Any = getattr(model, "text_encoder", None)
-    parts = all(hasattr(model, name) for name in ("encode_text", "predict"))
-    if not (parts and hasattr(encoder, "get_input_embeddings")):
-        raise Unsupported(
-            f"{type(model).__name__} has no text encoder, so there are no prompts to search among. Use "
-            "relearn_images."
-        )
-    return cast(nn.Embedding, encoder.get_input_embeddings())
+from expunge.errors import DataError
+from expunge.training.denoisers import token_table
 
 
 def words(tokenizer: Any) -> Tensor:

@@ -15,13 +15,14 @@ from expunge.errors import ConfigError, DataError
 from expunge.evaluation import gallery as galleries
 from expunge.evaluation.attacks.cases import Cases
 from expunge.evaluation.attacks.fitted_prompt import choices
-from expunge.evaluation.attacks.prompt_slots import Slots, token_table
+from expunge.evaluation.attacks.prompt_slots import Slots
 from expunge.evaluation.attacks.revival import Progress, Revival, draws
 from expunge.evaluation.evidence import Evidence
 from expunge.evaluation.gallery import Target
 from expunge.evaluation.metric import metrics
 from expunge.tasks.base import model_output
 from expunge.tasks.diffusion import Diffusion
+from expunge.training.denoisers import token_table
 from expunge.training.still import still
 
 

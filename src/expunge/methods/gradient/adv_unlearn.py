@@ -19,6 +19,7 @@ from expunge.methods.conditions import conditional, nothing_for
 from expunge.methods.scopes.modules import Modules
 from expunge.tasks.base import Task, model_output
 from expunge.tasks.diffusion import Diffusion
+from expunge.training.denoisers import token_table
 from expunge.training.engine import Engine
 from expunge.training.loop import Pass
 from expunge.training.optim import AdamW, Optim
@@ -26,18 +27,6 @@ from expunge.training.sampling import noise, sample
 from expunge.training.scope import Scope
 from expunge.training.session import Session
 from expunge.training.step import Step
-
-
-def token_table(model: nn.Module) -> nn.Embedding:
-    """The token embeddings of a model's text encoder, whatever modules they stand in.
-
-    Raises:
-        Unsupported: the model has no text encoder.
-    """
-    encoder: Any = getattr(model, "text_encoder", None)
-    if encoder is None or not hasattr(model, "encode_text") or not hasattr(model, "predict"):
-        raise Unsupported("adv_unlearn trains the text encoder of a text-to-image model. Use esd for others.")
-    return cast(nn.Embedding, encoder.get_input_embeddings())
 
 
 def encoded(model: nn.Module, input_ids: Tensor, prefix: Tensor) -> Tensor:
