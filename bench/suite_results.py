@@ -36,6 +36,7 @@ def outline(row: dict[str, Any]) -> dict[str, Any]:
             "value": number(score["value"]),
             "interval": [number(end) for end in score["interval"] or ()],
             "verdict": verdict["kind"] if verdict else None,
+            "n": score["n"],
         }
         if "curve" in score["details"]:
             curves[id_] = {

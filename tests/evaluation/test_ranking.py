@@ -95,6 +95,31 @@ def test_where_the_score_cannot_tell_the_loss_does() -> None:
     assert "keeps 11% of the test loss" in ranking.broken(found, rows[5])
 
 
+def test_a_painter_does_its_task_where_it_draws_what_stays() -> None:
+    """Over several runs too; without a control nobody knows what chance is worth."""
+
+    def painter(name: str, role: str, right: float) -> Row:
+        drawn = {
+            "name": "in-domain accuracy",
+            "part": "retain",
+            "variant": "over-runs",
+            "metric": "over_runs",
+        }
+        return row(name, role, score(right, **drawn))
+
+    rows = [
+        painter("original", "original", 1.0),
+        *(painter(f"retrained {k}", "retrained", 0.9) for k in range(3)),
+    ]
+    rows += [painter("good", "unlearned", 0.8), painter("broken", "unlearned", 0.6)]
+    without = Table("set", "", 1, 2, tuple(rows))
+    assert ranking.utility(without) is None
+    found = Table("set", "", 1, 2, (*rows, painter("collapsed", "control", 0.3)))
+    assert ranking.utility(found) == "in-domain accuracy.retain.over-runs"
+    assert ranking.broken(found, rows[4]) is None
+    assert "keeps 50% of the" in ranking.broken(found, rows[5])
+
+
 @functools.cache
 def judged() -> Table:
     """Class 0 is forgotten by finetuning; beside it, as if they were methods, the three controls."""

@@ -18,6 +18,9 @@ from expunge.evaluation.table import COSTS, HEADROOM, Row, Table
 UTILITY_KEPT = 0.8
 """The fraction of the retrained models' utility above the floor that a ranked model must have."""
 
+DRAWN = "in-domain accuracy"
+"""The name of the score that says whether the concepts that stay are drawn."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -49,9 +52,10 @@ def utility(table: Table) -> str | None:
     """The id of what tells whether a model still does its task, on test examples or else retained ones.
 
     The task's score where retraining and always giving one answer are more than two noise units apart
-    on it, else the loss where they are.
+    on it, else the loss where they are. Of what draws pictures, whether the concepts that stay are drawn,
+    where a control shows what that is worth by chance.
     """
-    for metric in ("accuracy", "loss"):
+    for metric in ("accuracy", DRAWN, "loss"):
         for part in ("test", "retain"):
             for id_, score in table.columns().items():
                 anchor = table.anchors.get(id_)
@@ -65,6 +69,8 @@ def utility(table: Table) -> str | None:
 
 def measures(score: Score) -> str:
     """``accuracy`` for the task's score, ``loss`` for the loss; results of before had no registry names."""
+    if score.name == DRAWN:
+        return DRAWN  # over several runs too
     if score.metric:
         return score.metric
     return "accuracy" if score.unit == "fraction" and score.name != "membership" else score.name
@@ -78,14 +84,17 @@ def broken(table: Table, row: Row) -> str | None:
     """
     id_ = utility(table)
     if id_ is None:
-        return "the table has no utility (accuracy or loss on test) by which a broken model could be told"
+        return (
+            "the table has no utility (accuracy or loss on test, or in-domain accuracy beside a control) by "
+            "which a broken model could be told"
+        )
     anchor, score = table.anchors[id_], row.scores.get(id_)
     if score is None or score.reason:
         return f"its {anchor.title} could not be computed"
     kind = measures(score)
     floor = _floor(table, id_, kind)
     room = anchor.retrained - floor
-    if (room <= 0) == (kind == "accuracy"):
+    if (room <= 0) == (kind != "loss"):
         return f"on {score.title} retraining is no better than always giving one answer"
     kept = (score.value - floor) / room
     if kept >= UTILITY_KEPT:
@@ -103,7 +112,7 @@ def _floor(table: Table, id_: str, metric: str) -> float:
     values += [score.value for score in found if not score.reason]
     if metric == "loss":
         return min(values, default=math.inf)
-    return max(values, default=0.0)
+    return max(values, default=math.inf if metric == DRAWN else 0.0)
 
 
 def ranking(table: Table, id_: str) -> list[Place]:

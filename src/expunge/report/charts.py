@@ -120,7 +120,7 @@ def average_gaps(report: Report, name: str) -> str | None:
     rows = ["original", "another retraining", *marks(report)]
     tiles = [[_gap_tile(table, column, row) for table, column in found] for row in rows[2:]]
     tiles = [[_original_tile(*pair) for pair in found], [_floor_tile(*pair) for pair in found], *tiles]
-    if len(rows) < 3 or not any(tile.text for line in tiles for tile in line):
+    if len(rows) < 3 or all(column is None for _, column in found):
         return None
     heading = [table.name for table, _ in found]
     return _heat_map(rows, heading, tiles, name, "average gap from retraining, methods by forget sets")
