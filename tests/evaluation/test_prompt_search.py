@@ -67,7 +67,7 @@ def test_tries_have_noises_of_their_own_and_not_the_cases() -> None:
 
 def test_words_need_prompts_and_settings_are_checked() -> None:
     score = PromptSearch(**painters.READ)(painters.evidence(painters.Painter({(1, 0): (0, 0)})))
-    assert "Use relearn_images" in str(score.reason)
+    assert "relearn_images need none" in str(score.reason)
     with pytest.raises(ConfigError) as caught:
         PromptSearch(tokens=0)
     assert caught.value.path == "tokens"
