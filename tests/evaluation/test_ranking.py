@@ -118,6 +118,7 @@ def test_a_painter_does_its_task_where_it_draws_what_stays() -> None:
     assert ranking.utility(found) == "in-domain accuracy.retain.over-runs"
     assert ranking.broken(found, rows[4]) is None
     assert "keeps 50% of the" in ranking.broken(found, rows[5])
+    assert "above the best control" in ranking.broken(found, rows[5])
 
 
 @functools.cache

@@ -95,14 +95,19 @@ def broken(table: Table, row: Row) -> str | None:
     floor = _floor(table, id_, kind)
     room = anchor.retrained - floor
     if (room <= 0) == (kind != "loss"):
-        return f"on {score.title} retraining is no better than always giving one answer"
+        return f"on {score.title} retraining is no better than {_bottom(kind)}"
     kept = (score.value - floor) / room
     if kept >= UTILITY_KEPT:
         return None
     return (
-        f"it keeps {max(kept, 0.0):.0%} of the {score.title} that retraining has above always giving one "
-        f"answer; {UTILITY_KEPT:.0%} are needed to be ranked"
+        f"it keeps {max(kept, 0.0):.0%} of the {score.title} that retraining has above {_bottom(kind)}; "
+        f"{UTILITY_KEPT:.0%} are needed to be ranked"
     )
+
+
+def _bottom(metric: str) -> str:
+    """What the floor of a metric is, in words."""
+    return "the best control" if metric == DRAWN else "always giving one answer"
 
 
 def _floor(table: Table, id_: str, metric: str) -> float:

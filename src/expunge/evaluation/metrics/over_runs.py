@@ -32,7 +32,8 @@ class OverRuns(Metric):
     judged on the same examples, so the chance of these does not shrink with ``R``; it is counted in part
     twice, as ``s`` holds some of it too. Three runs say little of their spread, ``t`` is 4.3 there. The
     original and every retrained model are single, and have the metric's own score: the spread between
-    retrained models is the noise that all is measured in. ``details["runs"]`` has each value.
+    retrained models is the noise that all is measured in. ``details["runs"]`` has each value; a run that
+    diverged gave no model and is not among them.
 
     Ideal: that of the metric.
     Cost: ``R`` times that of the metric; the experiment's ``repeats`` says how many runs there are.
