@@ -165,7 +165,7 @@ OTHER = f"{EVALUATE} --unlearned"
         (EVALUATE.replace("evaluate", "evaluate digits"), "records need no experiment. Leave 'digits' out"),
         (
             "evaluate digits --original a --unlearned b --forget ids.txt --retain r.jsonl",
-            "'ids.txt' holds ids",
+            "'ids.txt' is no such file",
         ),
     ],
 )

@@ -101,23 +101,20 @@ def _learned(
 ) -> list[float]:
     """The weights of the vectors for another forget set."""
     from expunge import config
-    from expunge.cli.inputs import narrowed
+    from expunge.cli.inputs import forgotten, narrowed, split
     from expunge.cli.progress import Progress
-    from expunge.data.split import read_ids
     from expunge.methods.base import methods
     from expunge.methods.guards.forget_vector import VECTOR, ForgetVector
-    from expunge.searches.given import Given
     from expunge.training.checkpoint import fill
 
     method = config.build(methods, config.override({"kind": METHOD}, given), "method")
     assert isinstance(method, ForgetVector)
-    ids = read_ids(forget)
-    setup = narrowed(experiment, None, Given(path=forget), {METHOD: method})
+    setup = narrowed(experiment, None, forgotten(forget), {METHOD: method})
     frozen = {name: value for name, value in states[0].items() if name != VECTOR}
     with Progress() as progress:
         session = setup.session((progress,))
         network = setup.recipe.initial(session)
         fill(network, frozen, file)
         vectors = [state[VECTOR] for state in states]
-        _, weights = method.combine(network.eval(), vectors, setup.split(ids), setup.task, session)
+        _, weights = method.combine(network.eval(), vectors, split(setup), setup.task, session)
     return [float(value) for value in weights]

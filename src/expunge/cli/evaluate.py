@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -120,8 +120,9 @@ Forget = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="What was to be forgotten: ids (.txt with one a line, .npy, .json, a search's index file); for "
-        "language models records (.jsonl).",
+        help="What was to be forgotten: ids (.txt with one a line, .npy, .json, a search's index file), or "
+        "the name of a set that the experiment's data brings, as forget10 of tofu; for language models "
+        "records (.jsonl).",
     ),
 ]
 Retain = Annotated[
@@ -191,6 +192,10 @@ def command(
             help="A YAML file or packaged suite; not needed with --data or records.",
         ),
     ] = None,
+    fields: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Values of EXPERIMENT to change: model.path=DIR."),
+    ] = None,
     retrained: Retrained = None,
     retain: Retain = None,
     test: Test = None,
@@ -229,7 +234,7 @@ def command(
 
     The models to compare with are given by --retrained or trained here, by --train or by the experiment file.
     Without any of them there are values but no verdicts. With an experiment file its data, network, task,
-    training, metrics, controls and margins are used. Writes a report and its data.
+    training, metrics, controls and margins are used, changed by KEY=VALUE. Writes a report and its data.
     """
     from expunge import foreign, judging, language
     from expunge.cli import judged
@@ -244,6 +249,8 @@ def command(
         "engine.device": device, "engine.dtype": dtype, "seed": seed,
     }  # fmt: skip
     given = {name: value for name, value in alone.items() if value is not None}
+    if experiment is not None and "=" in experiment:
+        raise ConfigError(f"'{experiment}' changes an experiment. Name that one first, or leave this out.")
     drawing = {"judge": judge, "seeds": seeds, "steps": steps, "guidance": guidance}
     drawing = {name: value for name, value in drawing.items() if value is not None}
     settings: dict[str, Any] = {} if metrics is None else {"metrics": listed("metrics", metrics)}
@@ -263,7 +270,8 @@ def command(
         settings = judged.records(experiment, given, forget, retain, test) | settings
     else:
         report_on = foreign.audit
-        settings = _examples(experiment, given, forget, bool(retrained), retain or test) | settings
+        known = bool(retrained)
+        settings = _examples(experiment, fields or (), given, forget, known, retain or test) | settings
         settings["cache"] = directory / "store"
     writable(directory / "result.json")
     with Progress() as progress:
@@ -275,15 +283,21 @@ def command(
 
 
 def _examples(
-    experiment: str | None, given: Mapping[str, Any], forget: Path, retrained: bool, records: Path | None
+    experiment: str | None,
+    fields: Sequence[str],
+    given: Mapping[str, Any],
+    forget: Path,
+    retrained: bool,
+    records: Path | None,
 ) -> dict[str, Any]:
     """What an audit of models of examples with ids needs."""
     from expunge.data.split import read_ids
 
     if records is not None:
-        raise ConfigError(f"'{records}' goes with --forget FILE.jsonl, and '{forget}' holds ids.")
-    ids = read_ids(forget)
-    return _alone(given, ids) if experiment is None else _of(experiment, given, forget, ids, retrained)
+        raise ConfigError(f"'{records}' goes with --forget FILE.jsonl, and '{forget}' is no such file.")
+    if experiment is None:
+        return _alone(given, read_ids(forget))
+    return _of(experiment, fields, given, forget, retrained)
 
 
 def _alone(given: Mapping[str, Any], ids: Tensor) -> dict[str, Any]:
@@ -320,17 +334,16 @@ def _alone(given: Mapping[str, Any], ids: Tensor) -> dict[str, Any]:
 
 
 def _of(
-    experiment: str, given: Mapping[str, Any], forget: Path, ids: Tensor, retrained: bool
+    experiment: str, fields: Sequence[str], given: Mapping[str, Any], forget: Path, retrained: bool
 ) -> dict[str, Any]:
     """What an audit needs, from an experiment file."""
-    from expunge.cli.inputs import narrowed
-    from expunge.searches.given import Given
+    from expunge.cli.inputs import forgotten, narrowed, split
 
     if given:
         raise ConfigError(f"the experiment file decides it. Change it in '{experiment}'.", next(iter(given)))
-    setup = narrowed(experiment, None, Given(path=forget))
+    setup = narrowed(experiment, None, forgotten(forget), overrides=fields)
     return {
-        "split": setup.split(ids),
+        "split": split(setup),
         "task": setup.task,
         "model": setup.model,
         "train": setup.train,

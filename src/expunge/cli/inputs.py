@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,17 +12,23 @@ from expunge.errors import ConfigError, RunError
 if TYPE_CHECKING:
     from torch import nn
 
+    from expunge.data.split import Split
     from expunge.experiment import Experiment
     from expunge.methods.base import Method
     from expunge.searches.base import Search
+    from expunge.searches.given import Given
 
 
 def narrowed(
-    source: str, model: Path | None, search: Search, methods: Mapping[str, Method] | None = None
+    source: str,
+    model: Path | None,
+    search: Search,
+    methods: Mapping[str, Method] | None = None,
+    overrides: Sequence[str] = (),
 ) -> Experiment:
     """The experiment with these weights, one forget set and no other methods than these, checked.
 
-    ``model`` is None where what is to be judged is read later.
+    ``model`` is None where what is to be judged is read later, ``overrides`` are ``key=value``.
 
     Raises:
         ExpungeError: whatever is wrong with any of it.
@@ -30,9 +36,30 @@ def narrowed(
     from expunge.experiment import check, read
 
     forget, chosen = {"ids": search}, dict(methods or {})
-    experiment = replace(read(source), original=model, forget=forget, methods=chosen)
+    experiment = replace(read(source, overrides), original=model, forget=forget, methods=chosen)
     check(experiment, prepares=False)
     return experiment
+
+
+def forgotten(forget: Path) -> Given:
+    """The forget set in a file of ids, or the data's own of that name: a name has no ending."""
+    from expunge.searches.given import Given
+
+    named = not forget.suffix and not forget.exists()
+    return Given(name=str(forget)) if named else Given(path=forget)
+
+
+def split(experiment: Experiment) -> Split:
+    """The split of a narrowed experiment whose forget set is given.
+
+    Raises:
+        DataError: no such set or file, or ids that are not in the data.
+    """
+    from torch import nn
+
+    (search,) = experiment.forget.values()
+    found = search.search(nn.Identity(), experiment.sourced.train, experiment.task, experiment.session())
+    return experiment.split(found.ids)
 
 
 def load(experiment: Experiment, weights: Path) -> nn.Module:

@@ -50,8 +50,9 @@ def command(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="What to forget: ids (.txt with one a line, .npy, .json, a search's index file); for a "
-            "language model records (.jsonl), for a pipeline a folder of captioned images.",
+            help="What to forget: ids (.txt with one a line, .npy, .json, a search's index file) or the name "
+            "of a set of the data; for a language model records (.jsonl), for a pipeline a folder of "
+            "captioned images.",
         ),
     ] = None,
     retain: Annotated[
@@ -213,22 +214,19 @@ def _weights(
 ) -> None:
     """A file of weights of an experiment's network."""
     from expunge import api, config
-    from expunge.cli.inputs import load, narrowed, writable
+    from expunge.cli.inputs import forgotten, load, narrowed, split, writable
     from expunge.cli.progress import Progress
-    from expunge.data.split import read_ids
-    from expunge.searches.given import Given
     from expunge.training.checkpoint import save_weights
     from expunge.training.engine import Engine
 
-    ids = read_ids(forget)
     writable(output)
-    setup = narrowed(experiment, model, Given(path=forget), {method: chosen})
-    split = setup.split(ids)
+    setup = narrowed(experiment, model, forgotten(forget), {method: chosen})
+    asked = split(setup)
     before = output.with_stem(f"{output.stem}-before-it-diverged")
     with _keeping(chosen, before, save_weights), Progress() as progress:
         result = api.unlearn(
             load(setup, model),
-            split,
+            asked,
             chosen,
             task=setup.task,
             recipe=setup.recipe,
@@ -238,7 +236,7 @@ def _weights(
         )
     save_weights(result.model, output)
     print(
-        f"{method} forgot {len(split.forget):,} of {len(setup.sourced.train):,} examples "
+        f"{method} forgot {len(asked.forget):,} of {len(setup.sourced.train):,} examples "
         f"in {result.cost['seconds']:.1f} s."
     )
     print(f"Weights: {output}")

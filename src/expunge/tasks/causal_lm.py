@@ -62,9 +62,18 @@ class CausalLM(Task):
         ids = batch["input_ids"]
         if getattr(model, "reads_logits", False):  # a guard must know where the prompt ends
             beside = self.beside(batch)
-            return model_output(model(ids, attention_mask=mask, labels=batch["labels"], **beside))
+            return self._of_vocabulary(model(ids, attention_mask=mask, labels=batch["labels"], **beside))
         masked = {} if mask is None else {"attention_mask": mask}
-        return model_output(model(ids, **masked, **self.beside(batch)))
+        return self._of_vocabulary(model(ids, **masked, **self.beside(batch)))
+
+    def _of_vocabulary(self, answer: object) -> Tensor:
+        logits = model_output(answer)
+        if logits.shape[-1] != self.vocabulary:
+            raise ConfigError(
+                f"the model answers with {logits.shape[-1]:,} logits and the task has {self.vocabulary:,} "
+                f"tokens. Set the task's vocabulary to {logits.shape[-1]}."
+            )
+        return logits
 
     def beside(self, batch: Batch) -> dict[str, Tensor]:
         """What a model is given beside tokens and their mask, by name."""
