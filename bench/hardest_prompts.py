@@ -1,9 +1,9 @@
 """Which prompt is hardest to erase: bi-level search against brute force over every single prompt.
 
-A text-to-image model of a canvas (3 styles × 3 objects, 16 × 16 pixels). The unit to forget is a prompt (all
-images that share a caption), a style or an object. As in the worst-case sets of Fan et al., a unit is hard
-where its loss stays low after it was unlearned. Brute force unlearns each unit alone by the same short run
-of ESD and measures
+The text-to-image model of the suite ``canvas-mini`` (3 styles × 3 objects, 16 × 16 pixels). The unit to
+forget is a prompt (all images that share a caption), a style or an object. As in the worst-case sets of Fan
+et al., a unit is hard where its loss stays low after it was unlearned. Brute force unlearns each unit alone
+by the same short run of ESD and measures
 
     left     ``−ℓ_u(θ_u)``, the loss on the unit's training images after it alone was unlearned,
     change   ``ℓ_u(θ_o) − ℓ_u(θ_u)``: the same relative to doing nothing,
@@ -36,10 +36,9 @@ import torch
 from kept import keep
 from torch import nn
 
-from expunge import config
+from expunge import config, experiment
 from expunge.data.canvas import Canvas
 from expunge.data.captions import CaptionedImages
-from expunge.data.patch_codec import PatchCodecSpec
 from expunge.data.split import Split
 from expunge.evaluation import statistics
 from expunge.methods.base import Method
@@ -53,37 +52,15 @@ from expunge.searches.units import Units
 from expunge.seeding import generator
 from expunge.tasks.diffusion import Diffusion
 from expunge.training.checkpoint import load_weights, save_weights
-from expunge.training.diffusion_models import TextToImageSpec
 from expunge.training.engine import Engine
 from expunge.training.optim import AdamW
-from expunge.training.recipe import Recipe, Training
 from expunge.training.session import Session
 
 Kind = Literal["prompt", "style", "object"]
 Lower = Literal["heaviest", "shares"]
 KINDS: tuple[Kind, ...] = ("prompt", "style", "object")
-PIXELS = PatchCodecSpec(patch=1, channels=3)
-CANVAS = Canvas(
-    styles=("photo", "sketch", "mosaic"),
-    objects=("circle", "square", "triangle"),
-    per_cell=40,
-    test_per_cell=1,
-    size=16,
-    codec=PIXELS,
-)
-SIZES: dict[str, Any] = {"context": 16, "image_size": 16, "codec": PIXELS, "channels": (16, 32)}
-TASK = Diffusion(
-    prediction="velocity",
-    schedule="cosine",
-    dropout={"empty": 0.1, "style": 0.08, "object": 0.08},
-    antithetic=True,
-)
-TRAINING = Training(
-    epochs=30,
-    batch_size=32,
-    ema=0.995,
-    optim=AdamW(lr=1.5e-3, betas=(0.9, 0.99), schedule="cosine", warmup=0.03, clip=1.0),
-)
+SUITE = experiment.read("canvas-mini")
+CANVAS, TASK = cast(Canvas, SUITE.data), cast(Diffusion, SUITE.task)
 DRAWS = 8
 """Draws of noise and timestep of an image that brute force measures the loss over."""
 
@@ -120,8 +97,7 @@ class World:
 
     @cached_property
     def original(self) -> nn.Module:
-        spec = TextToImageSpec(vocabulary=len(self.data.tokenizer), **SIZES)
-        recipe, path = Recipe(spec, TASK, TRAINING), self.work / f"original-{self.seed}.safetensors"
+        recipe, path = SUITE.recipe, self.work / f"original-{self.seed}.safetensors"
         if not path.exists():
             save_weights(recipe.train(self.data, self.session), path)
         model = recipe.initial(self.session).eval()
@@ -289,11 +265,8 @@ def measure(seeds: int, first: int, work: Path) -> dict[str, Any]:
         print(f"seed {seed} done", flush=True)
     model = World(first, work).original
     return {
-        "data": config.dump(CANVAS),
-        "model": {**{k: config.dump(v) if k == "codec" else v for k, v in SIZES.items()},
-                  "parameters": sum(p.numel() for p in model.parameters())},
-        "task": config.dump(TASK),
-        "training": config.dump(TRAINING),
+        "suite": {key: config.dump(SUITE)[key] for key in ("name", "data", "model", "task", "train")},
+        "parameters": sum(p.numel() for p in model.parameters()),
         "brute force": config.dump(short(CANVAS.per_cell)),
         "search": {"size": 1, "upper": ROUNDS, "step": STEP},
         "summary": summary(results),

@@ -157,7 +157,6 @@ class _Run:
         key = key_of(self.base, self._origin, found.ids.tolist())
         candidates = [Candidate("original", "original", original)]
         candidates += [self._retrained(name, k, key, split) for k in range(self.experiment.retrained)]
-        candidates += [self._unlearned(name, m, key, split) for m in self.experiment.methods]
         rows, floors = self._rows(name, key, candidates, split)
         return Table(
             name=name,
@@ -291,25 +290,32 @@ class _Run:
         return self.store.tensors(name, key_of(self.base, *depends), compute)[1]
 
     def _rows(
-        self, name: str, key: str, candidates: Sequence[Candidate], split: Split
+        self, name: str, key: str, references: Sequence[Candidate], split: Split
     ) -> tuple[list[Row], dict[str, float]]:
-        """The rows of all models and controls, and what always giving one answer is worth."""
+        """The rows of all models and controls, and what always giving one answer is worth.
+
+        Original and retrained models stay in memory; each method's is made, judged and let go.
+        """
         experiment, metrics = self.experiment, self.experiment.metrics
         session = self.session.child("evaluate", name)
         shadows = self._treated(name, key, split)
-        evaluation = Evaluation(candidates, split, experiment.task, session, shadows, self._kept)
+        evaluation = Evaluation(references, split, experiment.task, session, shadows, self._kept)
         test = experiment.sourced.test.fingerprint()
-        key = key_of(key, config.dump(metrics), test, experiment.retrained, self._plan)
+        judged = key_of(key, config.dump(metrics), test, experiment.retrained, self._plan)
 
-        def row(label: str, made: object) -> Row:
+        def row(label: str, made: object, candidate: Callable[[], Candidate]) -> Row:
             def compute() -> dict[str, Any]:
-                return evaluation.row(evaluation.candidate(label), metrics).to_json()
+                return evaluation.row(candidate(), metrics).to_json()
 
-            return Row.from_json(self._value(f"{name} row {label}", key_of(key, label, made), compute))
+            return Row.from_json(self._value(f"{name} row {label}", key_of(judged, label, made), compute))
 
-        rows = [row(c.name, [c.method, len(c.siblings)]) for c in candidates]
-        rows += [row(control, "control") for control in experiment.controls]
-        return rows, self._value(f"{name} floors", key_of(key, "floors"), evaluation.floors)
+        def of(candidate: Candidate) -> Row:
+            return row(candidate.name, [candidate.method, len(candidate.siblings)], lambda: candidate)
+
+        rows = [of(candidate) for candidate in references]
+        rows += [of(self._unlearned(name, method, key, split)) for method in experiment.methods]
+        rows += [row(c, "control", partial(evaluation.candidate, c)) for c in experiment.controls]
+        return rows, self._value(f"{name} floors", key_of(judged, "floors"), evaluation.floors)
 
     def _value(self, name: str, key: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         with self._piece(name, key):

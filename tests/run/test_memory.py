@@ -97,3 +97,30 @@ def test_the_command_line_prints_one_line_and_keeps_the_tracebacks_of_bugs(monke
     monkeypatch.setattr("expunge.experiment.read", bug)
     with pytest.raises(RuntimeError, match="shapes differ"):
         main(["validate", "digits"])
+
+
+def test_what_an_unlearned_model_said_is_not_kept_beyond_its_row() -> None:
+    from tests.evaluation.micro import made
+
+    from expunge.evaluation.evaluate import Candidate, Evaluation
+    from expunge.evaluation.metrics.distance import JensenShannon
+    from expunge.evaluation.metrics.utility import Accuracy
+    from expunge.training.session import Session
+
+    base, seen = made("classification").evaluation, list[str]()
+    original, honest = base.original.model, base.retrained[0].model
+    candidates = [
+        Candidate("original", "original", original),
+        Candidate("retrained 1", "retrained", honest),
+        Candidate("method", "unlearned", original, siblings=(honest,)),
+    ]
+    session = Session(0, callbacks=(lambda event: seen.append(event.what),))
+    split = expunge.Split(forget=base.parts["forget"], retain=base.parts["retain"])
+    evaluation = Evaluation(candidates, split, base.task, session)
+    metrics = (Accuracy(part="forget"), JensenShannon(part="forget"))
+    first, _, unlearned = evaluation.rows(metrics)
+    assert seen.count("method: forget") == 1
+    assert unlearned.scores["accuracy.forget"].value == first.scores["accuracy.forget"].value
+    for name, passes in (("method", 2), ("original", 1), ("retrained 1", 1)):
+        evaluation.subjects[name].read("forget")
+        assert seen.count(f"{name}: forget") == passes

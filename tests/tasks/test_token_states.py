@@ -237,3 +237,25 @@ def test_an_answer_that_an_example_lacks_cannot_be_asked_for() -> None:
     assert task.instead(first, "idk")["labels"].shape == first["idk.labels"].shape
     with pytest.raises(DataError, match="example 1 has no 'idk' answer"):
         task.instead(second, "idk")
+
+
+def test_logits_are_spelled_out_only_for_who_asks(data, model, monkeypatch) -> None:
+    spelled: list[int] = []
+    method = CausalLM.spelled_out
+
+    def counted(self, said, batch):
+        spelled.append(1)
+        return method(self, said, batch)
+
+    monkeypatch.setattr(CausalLM, "spelled_out", counted)
+    reading = Subject("m", model, {"forget": data}, CausalLM(14), Session()).read("forget")
+    assert reading.kept is None
+    assert not spelled
+    outputs = reading.outputs
+    assert len(spelled) == 1
+    assert reading.outputs is outputs
+    batch = batch_of(data)
+    there = batch["labels"][:, 1:] != -100
+    with torch.no_grad():
+        logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    assert torch.allclose(outputs[:, :-1][there], logits[:, :-1][there], atol=1e-5)

@@ -113,7 +113,11 @@ def check_margins(margins: Mapping[str, float], metrics: Sequence[Metric], evide
 
 
 class Evaluation:
-    """The subjects of one forget set, sharing their readings between metrics and rows."""
+    """The subjects of one forget set, sharing their readings between metrics and rows.
+
+    The candidates are those that others are compared with, and any others; ``row`` also takes candidates
+    that come later, and keeps nothing of them.
+    """
 
     def __init__(
         self,
@@ -155,7 +159,7 @@ class Evaluation:
             score = metric(evidence)
             scores[score.id] = score
             self.session.emit(Event("evaluated", candidate.name, values={score.id: score.value}))
-        return replace(
+        row = replace(
             row,
             scores=scores,
             histograms=self._histograms(evidence.subject),
@@ -164,15 +168,20 @@ class Evaluation:
             answers=breakdown.answers(evidence),
             gallery=breakdown.gallery(evidence),
         )
+        if candidate.role not in ("original", "retrained"):  # no other row compares itself with it
+            for subject in (evidence.subject, *evidence.siblings):
+                subject.release()
+            if all(candidate is not known for known in self.candidates):
+                del self.subjects[candidate.name]
+                self.further.pop(candidate.name, None)
+        return row
 
     def candidate(self, name: str) -> Candidate:
         """The candidate of that name, or the control of that name, made from the original."""
         for found in self.candidates:
             if found.name == name:
                 return found
-        model = controls.control(name, self.original, self.session, self._part)
-        self.subjects[name] = Subject(name, model, self.parts, self.task, self.session)
-        return Candidate(name, "control", model)
+        return Candidate(name, "control", controls.control(name, self.original, self.session, self._part))
 
     @property
     def _part(self) -> str:
@@ -187,7 +196,7 @@ class Evaluation:
 
     def evidence(self, candidate: Candidate) -> Evidence:
         """What the metrics of one candidate may read."""
-        subject = self.subjects[candidate.name]
+        subject = self._subject(candidate)
         cost = dict(candidate.cost)
         if candidate.role == "original":
             cost = {"seconds": 0.0, "memory": 0.0}  # doing nothing
@@ -205,6 +214,14 @@ class Evaluation:
             shadows=self.shadows,
             keep=self.keep,
         )
+
+    def _subject(self, candidate: Candidate) -> Subject:
+        if candidate.name not in self.subjects:
+            assert candidate.model is not None
+            self.subjects[candidate.name] = Subject(
+                candidate.name, candidate.model, self.parts, self.task, self.session
+            )
+        return self.subjects[candidate.name]
 
     def _siblings(self, candidate: Candidate) -> tuple[Subject, ...]:
         if candidate.role == "retrained":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -37,9 +37,10 @@ KEPT = 2**28
 class Reading:
     """What one model said about the examples of one part, in the order of the part's ids.
 
-    Shapes: ``outputs`` ``(N, …)`` float32 on the CPU; ``loss``, ``score``, ``log_likelihood`` and
-        ``margin`` (the logit-scaled confidence) ``(N,)``; ``tokens`` what a task says of each label of a
-        sequence, by name: ``(N, T)``, NaN where there is none.
+    Shapes: ``kept`` the outputs, ``(N, …)`` float32 on the CPU, or None where ``spell`` makes them when they
+        are asked for, as a language model's logits, by another forward pass; ``loss``, ``score``,
+        ``log_likelihood`` and ``margin`` (the logit-scaled confidence) ``(N,)``; ``tokens`` what a task says
+        of each label of a sequence, by name: ``(N, T)``, NaN where there is none.
     """
 
     kept: Tensor | None
@@ -48,20 +49,22 @@ class Reading:
     log_likelihood: Tensor
     margin: Tensor
     tokens: Mapping[str, Tensor] = field(default_factory=dict)
+    spell: Callable[[], Tensor | None] | None = None
 
-    @property
+    @cached_property
     def outputs(self) -> Tensor:
         """What the model answered.
 
         Raises:
-            Unsupported: they were too many to keep.
+            Unsupported: they are too many to keep.
         """
-        if self.kept is None:
+        found = self.spell() if self.kept is None and self.spell is not None else self.kept
+        if found is None:
             raise Unsupported(
                 f"the outputs are more than the {KEPT:,} numbers that are kept. Use a metric of losses or "
                 "token probabilities, or a part with fewer examples."
             )
-        return self.kept
+        return found
 
     @property
     def confidence(self) -> Tensor:
@@ -209,42 +212,65 @@ class Subject:
         return {name: torch.cat(values) for name, values in rows.items()}
 
     def _forward(self, part: str, answer: str) -> Reading:
+        data = self.parts[part]
         try:
-            rows = self._outputs(self.parts[part], keep=True, answer=answer)
+            rows = self._outputs(data, keep=True, answer=answer)
         except DataError as error:
             raise DataError(f"{self.name}: {error}") from None
         reading = _joined(rows)
         self.session.emit(Event("evaluated", f"{self.name}: {part}"))
-        return reading
+        return reading if answer else replace(reading, spell=lambda: self._spelled_out(data))
 
     def _outputs(self, data: Data, keep: bool, answer: str = "") -> list[Reading]:
-        engine, task, rows = self.session.engine, self.task, list[Reading]()
-        order, total = fixed_order(len(data), task.batch_size(data)), KEPT + 1 if answer else 0
+        rows, total = list[Reading](), KEPT + 1 if answer else 0
+        for said, batch in self._said(data, answer):
+            if keep:
+                rows.append(self._row(said, batch, total <= KEPT))
+                kept = rows[-1].kept
+                total = KEPT + 1 if kept is None else total + kept.numel()
+        return rows
+
+    def _said(self, data: Data, answer: str = "") -> Iterator[tuple[Any, Batch]]:
+        """What the model says to each batch, as the task has it."""
+        engine, task = self.session.engine, self.task
+        order = fixed_order(len(data), task.batch_size(data))
         with engine.frozen(self.placed) as model:
             for batch in data.batches(order, device=engine.torch_device):
                 batch = task.prepare(task.instead(batch, answer) if answer else batch, None)
                 with engine.autocast():
                     said = task.said(model, batch)
-                if keep:
-                    rows.append(self._row(said, batch, total <= KEPT))
-                    kept = rows[-1].kept
-                    total = KEPT + 1 if kept is None else total + kept.numel()
-        return rows
+                yield said, batch
 
     def _row(self, said: Any, batch: Batch, keep: bool) -> Reading:
         task = self.task
-        said = said.float() if isinstance(said, Tensor) else said
-        few = keep and task.output_count(said) <= KEPT
-        outputs = task.spelled_out(said, batch).float().detach().cpu() if few else None
+        there = isinstance(said, Tensor)
+        said = said.float() if there else said
+        few = keep and there and said.numel() <= KEPT
         tokens = {name: value.cpu() for name, value in task.tokens(said, batch).items()}
         return Reading(
-            outputs,
+            task.spelled_out(said, batch).float().detach().cpu() if few else None,
             task.loss(said, batch).detach().cpu(),
             task.score(said, batch).detach().cpu(),
             task.log_likelihood(said, batch).detach().cpu(),
             task.margin(said, batch).detach().cpu(),
             tokens,
         )
+
+    def _spelled_out(self, data: Data) -> Tensor | None:
+        """The outputs, by a forward pass of their own; None where they are too many to keep."""
+        rows, total = list[Tensor](), 0
+        for said, batch in self._said(data):
+            total += self.task.output_count(said)
+            if total > KEPT:
+                return None
+            rows.append(self.task.spelled_out(said, batch).float().cpu())
+        return _stacked(rows, 0.0)
+
+    def release(self) -> None:
+        """Forgets what the model said, and its copy on the device; asked again, it is read again."""
+        for known in (self._readings, self._written, self._layers, self._made):
+            known.clear()
+        self.__dict__.pop("placed", None)
 
     @cached_property
     def placed(self) -> nn.Module:
