@@ -266,7 +266,7 @@ def measure(seeds: int, first: int, work: Path) -> dict[str, Any]:
     model = World(first, work).original
     return {
         "suite": {key: config.dump(SUITE)[key] for key in ("name", "data", "model", "task", "train")},
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "model": {"parameters": sum(p.numel() for p in model.parameters())},
         "brute force": config.dump(short(CANVAS.per_cell)),
         "search": {"size": 1, "upper": ROUNDS, "step": STEP},
         "summary": summary(results),
