@@ -40,10 +40,11 @@ from expunge.data.captions import CaptionedImages
 from expunge.data.patch_codec import PatchCodecSpec
 from expunge.data.split import Split
 from expunge.evaluation import picture_judges, statistics
-from expunge.evaluation.evidence import Evidence, Subject
+from expunge.evaluation.evidence import Evidence
 from expunge.evaluation.gallery import Gallery
 from expunge.evaluation.metrics.trigger_rate import TriggerRate
 from expunge.evaluation.picture_judges import Judge
+from expunge.evaluation.subject import Subject
 from expunge.methods.base import Method
 from expunge.methods.gradient.erase_diff import EraseDiff
 from expunge.methods.gradient.esd import ESD

@@ -42,7 +42,7 @@ from expunge.data.captions import CaptionedImages
 from expunge.data.split import Split
 from expunge.errors import ConfigError, Diverged, Unsupported
 from expunge.evaluation import picture_judges, statistics
-from expunge.evaluation.evidence import Evidence, Subject
+from expunge.evaluation.evidence import Evidence
 from expunge.evaluation.gallery import Gallery, Pictures, Target
 from expunge.evaluation.metrics.unlearn_canvas import (
     ConditionedAccuracy,
@@ -52,6 +52,7 @@ from expunge.evaluation.metrics.unlearn_canvas import (
     UnlearningAccuracy,
 )
 from expunge.evaluation.picture_judges import Judge
+from expunge.evaluation.subject import Subject
 from expunge.experiment import Experiment
 from expunge.methods.base import Method
 from expunge.report.style import MARKERS, PALETTE, figure, style

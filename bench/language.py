@@ -41,8 +41,8 @@ from torch import Tensor, nn
 
 from expunge.data.split import Split
 from expunge.data.text import TextData
-from expunge.evaluation.evidence import Subject
 from expunge.evaluation.generation import Decoding
+from expunge.evaluation.subject import Subject
 from expunge.methods.base import GradientMethod
 from expunge.methods.base import methods as registry
 from expunge.methods.gradient.dpo import DPO

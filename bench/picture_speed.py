@@ -34,8 +34,9 @@ from torch import Tensor, nn
 from expunge import experiment
 from expunge.data.captions import CaptionedImages
 from expunge.data.split import Split
-from expunge.evaluation.evidence import Evidence, Subject
+from expunge.evaluation.evidence import Evidence
 from expunge.evaluation.metric import Metric
+from expunge.evaluation.subject import Subject
 from expunge.methods.edits.uce import UCE
 from expunge.tasks.diffusion import Diffusion
 from expunge.tasks.noise_schedules import trailing

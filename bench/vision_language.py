@@ -46,10 +46,11 @@ from expunge.data.arrays import Data
 from expunge.data.faces import HARMLESS, Faces
 from expunge.data.split import Split
 from expunge.evaluation import statistics
-from expunge.evaluation.evidence import Evidence, Subject
+from expunge.evaluation.evidence import Evidence
 from expunge.evaluation.metric import Metric
 from expunge.evaluation.metrics.fiubench import KeyFacts, ProfileUtility
 from expunge.evaluation.metrics.safe_eraser import OverRefusal, RefusalRate
+from expunge.evaluation.subject import Subject
 from expunge.methods.base import Method
 from expunge.methods.gradient.grad_ascent import GradAscent
 from expunge.methods.gradient.grad_diff import GradDiff

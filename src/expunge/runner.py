@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,7 +28,7 @@ from expunge.methods.base import methods
 from expunge.run_log import RunLog
 from expunge.searches.base import Search, searches
 from expunge.searches.result import SearchResult
-from expunge.store import Store, key_of, write_text
+from expunge.store import Store, facts, key_of, write_text
 from expunge.training.checkpoint import load_weights
 from expunge.training.meter import metered
 from expunge.training.parameters import check_finite
@@ -369,23 +367,6 @@ def _oracle(split: Split) -> str:
     if not unseen:
         return ""
     return f"; the retrained models saw none of the {unseen} others that nobody found either"
-
-
-def facts(value: object) -> list[Any]:
-    """What a configuration says, and SHA-256 of the contents of every file that it names."""
-    return [config.dump(value), list(_files(value))]
-
-
-def _files(value: object) -> Iterator[str]:
-    if isinstance(value, Path) and value.is_file():
-        with value.open("rb") as file:
-            yield hashlib.file_digest(file, "sha256").hexdigest()
-    elif dataclasses.is_dataclass(value):
-        for item in dataclasses.fields(value):
-            yield from _files(getattr(value, item.name))
-    elif isinstance(value, (list, tuple)):
-        for element in value:
-            yield from _files(element)
 
 
 def _dumped(search: Search, seed: int) -> dict[str, Any]:

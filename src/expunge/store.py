@@ -6,11 +6,12 @@ in one atomic step. A run that was killed continues with the first piece that is
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,23 @@ def key_of(*parts: object) -> str:
     """The first 16 hexadecimal digits of SHA-256 of JSON-serialisable parts."""
     text = json.dumps(parts, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def facts(value: object) -> list[Any]:
+    """What a configuration says, and SHA-256 of the contents of every file that it names."""
+    return [config.dump(value), list(_files(value))]
+
+
+def _files(value: object) -> Iterator[str]:
+    if isinstance(value, Path) and value.is_file():
+        with value.open("rb") as file:
+            yield hashlib.file_digest(file, "sha256").hexdigest()
+    elif dataclasses.is_dataclass(value):
+        for item in dataclasses.fields(value):
+            yield from _files(getattr(value, item.name))
+    elif isinstance(value, (list, tuple)):
+        for element in value:
+            yield from _files(element)
 
 
 class Store:

@@ -5,7 +5,7 @@ from torch import nn
 from expunge.data import ArrayData, Split
 from expunge.errors import ConfigError, Unsupported
 from expunge.evaluation import controls
-from expunge.evaluation.evidence import Subject
+from expunge.evaluation.subject import Subject
 from expunge.tasks import Classification, Regression
 from expunge.training.session import Session
 

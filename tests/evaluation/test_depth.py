@@ -13,11 +13,11 @@ from expunge.data.builtin import Digits
 from expunge.errors import ConfigError, DataError, Unsupported
 from expunge.evaluation.attacks.membership import SVC
 from expunge.evaluation.evaluate import Candidate, Evaluation
-from expunge.evaluation.evidence import Subject
 from expunge.evaluation.metrics.cka import CKA, cka, hsic
 from expunge.evaluation.metrics.head_only import HeadOnly, Way
 from expunge.evaluation.metrics.probes import KNN, LinearProbe, deal
 from expunge.evaluation.metrics.utility import Accuracy
+from expunge.evaluation.subject import Subject
 from expunge.evaluation.table import Table
 from expunge.tasks import Classification, Regression
 from expunge.training import features

@@ -18,7 +18,7 @@ from torch import nn
 
 import expunge
 from expunge.errors import CheckpointError, Unsupported
-from expunge.evaluation.evidence import Subject
+from expunge.evaluation.subject import Subject
 from expunge.methods import methods
 from expunge.methods.base import GradientMethod
 from expunge.methods.gradient.grad_diff import GradDiff

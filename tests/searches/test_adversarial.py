@@ -9,7 +9,7 @@ from torch import nn
 
 from expunge.data import ArrayData
 from expunge.errors import ConfigError, DataError, MissingEvidence
-from expunge.evaluation.evidence import Reading
+from expunge.evaluation.subject import Reading
 from expunge.methods.base import Method, methods
 from expunge.searches.adversarial import Adversarial, _Hunt, _squares
 from expunge.searches.base import reading

@@ -9,7 +9,7 @@ from torch import nn
 from expunge.data.split import Split
 from expunge.data.text import IGNORED, Record, Template, TextData
 from expunge.errors import DataError, Unsupported
-from expunge.evaluation.evidence import Subject
+from expunge.evaluation.subject import Subject
 from expunge.methods.gradient.npo import NPO
 from expunge.tasks import token_states
 from expunge.tasks.causal_lm import CausalLM, labelled

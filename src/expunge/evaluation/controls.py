@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge.errors import ConfigError, did_you_mean
-from expunge.evaluation.evidence import Subject
+from expunge.evaluation.subject import Subject
 from expunge.training.fresh import fresh
 from expunge.training.session import Session
 

@@ -15,7 +15,7 @@ from expunge.evaluation import breakdown, controls
 from expunge.evaluation.attacks.loss_threshold import LossThreshold
 from expunge.evaluation.attacks.membership import SVC, Threshold
 from expunge.evaluation.attacks.relearn import RelearnTime
-from expunge.evaluation.evidence import Evidence, Keep, Subject
+from expunge.evaluation.evidence import Evidence, Keep
 from expunge.evaluation.metric import Metric, registered
 from expunge.evaluation.metrics.cka import CKA
 from expunge.evaluation.metrics.cost import Cost
@@ -25,6 +25,7 @@ from expunge.evaluation.metrics.over_unlearning import SignedGap
 from expunge.evaluation.metrics.utility import Accuracy, Loss
 from expunge.evaluation.score import Score
 from expunge.evaluation.shadows import Shadows
+from expunge.evaluation.subject import Subject
 from expunge.evaluation.table import Role, Row
 from expunge.tasks.base import Task
 from expunge.training.session import Event, Session

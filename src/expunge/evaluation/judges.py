@@ -13,9 +13,10 @@ from torch import Tensor
 from expunge.data.text import Record
 from expunge.errors import ConfigError, DataError, Unsupported
 from expunge.evaluation import language, text
-from expunge.evaluation.evidence import Evidence, Subject
+from expunge.evaluation.evidence import Evidence
 from expunge.evaluation.generation import Decoding
 from expunge.evaluation.statistics import Floats
+from expunge.evaluation.subject import Subject
 from expunge.training.functions import call
 
 Definition = Literal["corrected", "conformance"]

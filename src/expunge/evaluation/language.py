@@ -14,11 +14,12 @@ from expunge.data.arrays import Data
 from expunge.data.text import IGNORED, Record, TextData
 from expunge.errors import MissingEvidence, Unsupported
 from expunge.evaluation import statistics
-from expunge.evaluation.evidence import Evidence, Subject
+from expunge.evaluation.evidence import Evidence
 from expunge.evaluation.generation import GREEDY, Decoding
 from expunge.evaluation.metric import Metric
 from expunge.evaluation.score import Score
 from expunge.evaluation.statistics import Floats
+from expunge.evaluation.subject import Subject
 from expunge.evaluation.tofu import Likelihood
 from expunge.tasks.causal_lm import CausalLM
 

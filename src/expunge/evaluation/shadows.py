@@ -14,7 +14,7 @@ from expunge.data.arrays import Data
 from expunge.data.pool import pooled
 from expunge.data.split import Split
 from expunge.errors import ConfigError, DataError, MissingEvidence
-from expunge.evaluation.evidence import Subject
+from expunge.evaluation.subject import Subject
 from expunge.methods.base import Method
 from expunge.tasks.base import Task
 from expunge.training.ensemble import Ensemble, How, train_many

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from expunge.data.arrays import Data
 from expunge.data.split import Split
 from expunge.errors import ConfigError, Diverged, MissingEvidence, Unsupported
-from expunge.evaluation.evidence import Reading
 from expunge.evaluation.shadows import ShadowPlan, halves
+from expunge.evaluation.subject import Reading
 from expunge.methods.base import Method
 from expunge.methods.gradient.finetune import Finetune
 from expunge.searches.base import Search, Sized, chosen, reading, searches

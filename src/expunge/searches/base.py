@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge.data.arrays import Data
-from expunge.evaluation.evidence import Reading, Subject
+from expunge.evaluation.subject import Reading, Subject
 from expunge.registry import Registry
 from expunge.searches.result import SearchResult
 from expunge.searches.units import Unit, Units, check_size

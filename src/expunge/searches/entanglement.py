@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from expunge.data.arrays import Data
 from expunge.errors import DataError
-from expunge.evaluation.evidence import Subject
+from expunge.evaluation.subject import Subject
 from expunge.searches.base import Mode, Sized, chosen, searches
 from expunge.searches.result import SearchResult
 from expunge.searches.units import Units

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge.data.arrays import Data
-from expunge.evaluation.evidence import Subject
+from expunge.evaluation.subject import Subject
 from expunge.searches.base import Ranking, reading, searches
 from expunge.searches.result import SearchResult
 from expunge.searches.units import Units

@@ -10,10 +10,11 @@ import numpy as np
 
 from expunge.data.text import Record, TextData
 from expunge.errors import DataError
-from expunge.evaluation.evidence import Evidence, Subject
+from expunge.evaluation.evidence import Evidence
 from expunge.evaluation.generation import Decoding, context
 from expunge.evaluation.metrics.leakage import told
 from expunge.evaluation.statistics import Floats
+from expunge.evaluation.subject import Subject
 
 Match = Literal["contains", "key_words", "probability"]
 """When an attack on one question has succeeded: the words of the true answer are in what the model writes,

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from expunge.errors import DataError, MissingEvidence
 from expunge.evaluation import statistics
-from expunge.evaluation.evidence import Evidence, Subject
+from expunge.evaluation.evidence import Evidence
 from expunge.evaluation.metric import Metric, metrics
 from expunge.evaluation.score import Score
+from expunge.evaluation.subject import Subject
 from expunge.tasks.classification import Classification
 
 Floats = NDArray[np.float64]

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from expunge.errors import ConfigError, DataError, Unsupported
 from expunge.evaluation.attacks.budget import Attack, Tried, confidence
-from expunge.evaluation.evidence import Evidence, Subject
+from expunge.evaluation.evidence import Evidence
 from expunge.evaluation.metric import Metric, metrics
 from expunge.evaluation.score import Score, Unit
+from expunge.evaluation.subject import Subject
 
 Format = Literal["absmax", "normal"]
 

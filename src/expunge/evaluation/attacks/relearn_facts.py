@@ -12,9 +12,10 @@ from torch import nn
 from expunge.data.arrays import Data, batch_count
 from expunge.errors import ConfigError
 from expunge.evaluation.attacks.budget import Attack, Tried, check_budgets, confidence, halves
-from expunge.evaluation.evidence import Evidence, Subject
+from expunge.evaluation.evidence import Evidence
 from expunge.evaluation.metric import metrics
 from expunge.evaluation.statistics import Floats
+from expunge.evaluation.subject import Subject
 from expunge.training.loop import Pass, Plan, optimise
 from expunge.training.optim import AdamW, Optim
 

@@ -15,10 +15,11 @@ from expunge.data.text import Record, TextData
 from expunge.errors import ConfigError, DataError
 from expunge.evaluation import comparisons, language, statistics, token_membership
 from expunge.evaluation.attacks.separation import roc
-from expunge.evaluation.evidence import Evidence, Subject
+from expunge.evaluation.evidence import Evidence
 from expunge.evaluation.metric import Metric, metrics
 from expunge.evaluation.score import Score
 from expunge.evaluation.statistics import Floats
+from expunge.evaluation.subject import Subject
 from expunge.evaluation.token_membership import FEWEST, Bools, Definition
 
 Groups = NDArray[np.int64] | None

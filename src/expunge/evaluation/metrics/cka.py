@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from expunge.errors import ConfigError, DataError
 from expunge.evaluation import statistics
-from expunge.evaluation.evidence import Evidence, Subject
+from expunge.evaluation.evidence import Evidence
 from expunge.evaluation.metric import Metric, metrics
 from expunge.evaluation.score import Score
+from expunge.evaluation.subject import Subject
 from expunge.training import features
 
 Floats = NDArray[np.float64]

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from expunge.errors import ConfigError, DataError
 from expunge.evaluation import statistics
-from expunge.evaluation.evidence import Evidence, Subject
+from expunge.evaluation.evidence import Evidence
 from expunge.evaluation.metric import Metric, metrics
 from expunge.evaluation.metrics.distance import needs_classes
 from expunge.evaluation.metrics.klom import ensembles, margins
 from expunge.evaluation.score import Score
+from expunge.evaluation.subject import Subject
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]

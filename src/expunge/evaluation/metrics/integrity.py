@@ -13,9 +13,10 @@ from expunge.data.arrays import ArrayData
 from expunge.data.poison import AFFECTED, CLEAN, MANIPULATED, Patch
 from expunge.errors import ConfigError, DataError, MissingEvidence, Unsupported
 from expunge.evaluation import statistics
-from expunge.evaluation.evidence import Evidence, Subject
+from expunge.evaluation.evidence import Evidence
 from expunge.evaluation.metric import Metric, metrics
 from expunge.evaluation.score import Score
+from expunge.evaluation.subject import Subject
 from expunge.tasks.classification import Classification
 
 

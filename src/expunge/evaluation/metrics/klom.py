@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from expunge.errors import ConfigError, DataError, MissingEvidence
 from expunge.evaluation import statistics
-from expunge.evaluation.evidence import Evidence, Subject
+from expunge.evaluation.evidence import Evidence
 from expunge.evaluation.metric import Metric, metrics
 from expunge.evaluation.metrics.distance import needs_classes
 from expunge.evaluation.score import Score
+from expunge.evaluation.subject import Subject
 
 Floats = NDArray[np.float64]
 Definition = Literal["corrected", "conformance"]

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from expunge.data.text import Record, TextData, plain
 from expunge.errors import ConfigError, DataError, Unsupported
 from expunge.evaluation import language
-from expunge.evaluation.evidence import Evidence, Subject
+from expunge.evaluation.evidence import Evidence
 from expunge.evaluation.metric import Metric, metrics
 from expunge.evaluation.score import Score
 from expunge.evaluation.statistics import Floats
+from expunge.evaluation.subject import Subject
 
 Ints = NDArray[np.int64]
 

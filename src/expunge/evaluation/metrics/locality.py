@@ -12,11 +12,12 @@ from expunge.data.arrays import Data
 from expunge.data.text import TextData
 from expunge.errors import ConfigError
 from expunge.evaluation import language, statistics, text, tofu
-from expunge.evaluation.evidence import Evidence, Subject
+from expunge.evaluation.evidence import Evidence
 from expunge.evaluation.generation import Decoding
 from expunge.evaluation.metric import Metric, metrics
 from expunge.evaluation.score import Score, Unit
 from expunge.evaluation.statistics import Floats
+from expunge.evaluation.subject import Subject
 
 SHOWN = 20
 """Subjects that are listed, the worst first."""

@@ -11,12 +11,13 @@ import numpy as np
 from expunge.data.text import Record
 from expunge.errors import Unsupported
 from expunge.evaluation import language, tofu
-from expunge.evaluation.evidence import Evidence, Subject
+from expunge.evaluation.evidence import Evidence
 from expunge.evaluation.generation import Decoding
 from expunge.evaluation.metric import Metric, metrics
 from expunge.evaluation.metrics.leakage import Match, told
 from expunge.evaluation.score import Score
 from expunge.evaluation.statistics import Floats
+from expunge.evaluation.subject import Subject
 from expunge.evaluation.tofu import Likelihood
 
 WORDS = {"share": "", "choice": "choice", "written": "written"}

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from expunge.errors import Unsupported
 from expunge.evaluation import statistics
-from expunge.evaluation.evidence import Evidence, Subject
+from expunge.evaluation.evidence import Evidence
 from expunge.evaluation.metric import Metric, metrics
 from expunge.evaluation.score import Score
 from expunge.evaluation.statistics import Floats
+from expunge.evaluation.subject import Subject
 from expunge.tasks.regression import Regression
 
 RESAMPLES = 500

@@ -10,10 +10,11 @@ import torch
 
 from expunge.errors import ConfigError, MissingEvidence
 from expunge.evaluation import language, statistics
-from expunge.evaluation.evidence import Evidence, Subject
+from expunge.evaluation.evidence import Evidence
 from expunge.evaluation.metric import Metric, metrics
 from expunge.evaluation.score import Score
 from expunge.evaluation.statistics import Floats
+from expunge.evaluation.subject import Subject
 
 
 @metrics.register("skill_generalisation")

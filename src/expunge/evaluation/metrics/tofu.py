@@ -12,11 +12,12 @@ import torch
 
 from expunge.errors import ConfigError, DataError
 from expunge.evaluation import language, text, tofu
-from expunge.evaluation.evidence import Evidence, Subject
+from expunge.evaluation.evidence import Evidence
 from expunge.evaluation.generation import Decoding
 from expunge.evaluation.metric import Metric, metrics
 from expunge.evaluation.score import Score, Unit
 from expunge.evaluation.statistics import Floats
+from expunge.evaluation.subject import Subject
 from expunge.evaluation.tofu import Ability, Definition, Ratio
 
 

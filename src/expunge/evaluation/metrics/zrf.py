@@ -10,10 +10,11 @@ from torch import Tensor
 
 from expunge.errors import DataError
 from expunge.evaluation import controls, statistics
-from expunge.evaluation.evidence import Evidence, Subject
+from expunge.evaluation.evidence import Evidence
 from expunge.evaluation.metric import Metric, metrics
 from expunge.evaluation.metrics.distance import needs_classes
 from expunge.evaluation.score import Score
+from expunge.evaluation.subject import Subject
 
 
 @metrics.register("zrf")
