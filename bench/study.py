@@ -8,6 +8,11 @@ easiest and adversarial ones. Then every method runs on three draws of each kind
 in ``--runs`` piece by piece: started again, the study goes on where it stopped.
 
     python bench/study.py digits --runs runs/digits --output docs/results/study-digits.json
+
+``--again`` runs single sets of a study that is published once more, from nothing but with the settings that
+were chosen then, and says what differs:
+
+    python bench/study.py cifar10 --runs runs/again --again "random 1"
 """
 
 from __future__ import annotations
@@ -33,7 +38,7 @@ from expunge.evaluation.metric import Metric, metrics
 from expunge.evaluation.report import Report
 from expunge.evaluation.table import Row, Table
 from expunge.experiment import Experiment
-from expunge.methods.base import Method
+from expunge.methods.base import Method, methods
 from expunge.training.session import Event
 
 KINDS = ("random", "group", "worst", "easiest", "adversarial")
@@ -260,17 +265,57 @@ def plain(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else round(value, 6)
 
 
+def again(
+    study: Study, setup: Experiment, names: Sequence[str], known: Mapping[str, Any], runs: Path
+) -> None:
+    """Runs sets with the settings that were published, and says of every row what differs from them."""
+    for name in names:
+        kind = name.rsplit(" ", 1)[0]
+        sets = study.sets(kind, setup.sourced) if kind in KINDS[:-1] else {}
+        if name not in sets:
+            raise SystemExit(f"'{name}' is not a set to repeat; there are e.g. 'random 1' and 'group 2'.")
+        chosen = known["settings"]["groups" if kind == "group" else "examples"]
+        built = {method: config.build(methods, value) for method, value in chosen.items()}
+        report = ran(written(setup, {name: sets[name]}, built), runs)
+        found = summary(report, setup.sourced.classes is None)[name]["rows"]
+        for row, before in known["sets"][name]["rows"].items():
+            print(f"{name} {row}: {changes(found[row], before)}", flush=True)
+
+
+def changes(now: Mapping[str, Any], before: Mapping[str, Any]) -> str:
+    """What is different between a row's scores, costs aside, in a line."""
+    if "error" in now or "error" in before:
+        return "the same error" if now.get("error") == before.get("error") else f"{before} before, {now} now"
+    pairs = {
+        key: (now["scores"].get(key), value)
+        for key, value in before["scores"].items()
+        if not key.startswith("cost")
+    }
+    other = {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+    if not other:
+        return f"all {len(pairs)} scores equal"
+    listed = ", ".join(f"{key} {value} ({then} before)" for key, (value, then) in other.items())
+    return f"{len(pairs) - len(other)} of {len(pairs)} scores equal; {listed}"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("study", help="a file of bench/studies, without .yaml")
     parser.add_argument("--runs", type=Path, required=True, help="where everything is kept")
     parser.add_argument("--output", type=Path, help="the JSON file to write when all is done")
+    parser.add_argument("--again", nargs="+", metavar="SET", help="run only these published sets once more")
+    published = Path("docs/results")
+    parser.add_argument("--published", type=Path, default=published, help="where the studies' results are")
     options = parser.parse_args(arguments)
     path = Path(__file__).parent / "studies" / f"{options.study}.yaml"
     study = config.parse(Study, config.read_yaml(path))
     base = located(dict(study.experiment), options.runs)
     setup = experiment.parse({**base, "forget": {"random": {"kind": "random_set", "size": study.size}}})
     setup = replace(setup, metrics=measures(setup))
+    if options.again:
+        known = json.loads((options.published / f"study-{options.study}.json").read_text(encoding="utf-8"))
+        again(study, setup, options.again, known, options.runs)
+        return
     sourced = setup.sourced
     few = replace(setup, retrained=2)
     trials = {f"tuning {i + 1}": {"kind": "random_set", "size": study.size} for i in range(study.tuning)}
