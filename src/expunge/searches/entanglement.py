@@ -43,7 +43,7 @@ class Entanglement(Sized):
         asked for is scored. Their code takes for ``μ`` the midpoint of the other two means, which
         multiplies the ``ES`` of a fraction ``f`` of the data by ``2 (f² + (1 − f)²)`` and leaves the order
         of sets of one size as it is; and it averages the means of batches whatever the size of the last
-        one, which on large values tells (730 for 3,116 in batches of 64). A large ``ES`` is nothing
+        one, which on large values tells (207 for 1,440 in batches of 64). A large ``ES`` is nothing
         unusual: of sets of 5 % of the handwritten digits, under a small network, the runs have 25 to
         731 and random sets 316 in the median.
     References: Zhao et al., What makes unlearning hard and what to do about it, NeurIPS 2024,
