@@ -48,6 +48,13 @@ PARTS = (
 )
 """Files of this folder, each with ``rows(checkouts)``."""
 
+NOT_COMPARED = {
+    "The authors' code could not be had.": ("ugradsl", "ugradsl_plus", "datamodel_match", "oracle_match"),
+    "No code of the authors was found.": ("concept_poison",),
+    "It is not in the authors' repository.": ("lfssd",),
+    "No code of the authors was compared.": ("sisa",),
+}
+
 
 def written(row: Row) -> dict[str, Any]:
     """A row as it is published.
@@ -92,6 +99,7 @@ def main() -> None:
         "versions": versions(),
         "hardware": hardware(torch.device("cpu")),
         "rows": rows,
+        "not_compared": [{"methods": names, "reason": why} for why, names in NOT_COMPARED.items()],
     }
     arguments.output.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 

@@ -213,18 +213,22 @@ def measure(seed: int, count: int) -> dict[str, Any]:
 
 def draw(report: dict[str, Any], path: Path) -> None:
     """Scalability above, sustainability below; a panel for each number."""
+    anchors: dict[str, dict[str, Any]] = {
+        "nothing": {"color": "0.5", "linestyle": ":"},
+        "retrained": {"color": "0.1", "linestyle": "--"},
+    }
     with style():
         chart = figure(13.0, 6.0)
         axes = chart.subplots(2, len(PANELS), sharex=True)
         for level, (kind, rows) in zip(axes, report["results"].items(), strict=True):
             for axis, (name, title) in zip(level, PANELS.items(), strict=True):
-                for i, line in enumerate(("nothing", "retrained", *report["methods"])):
+                for i, line in enumerate((*anchors, *report["methods"])):
+                    k = i - len(anchors)
+                    look = anchors.get(line) or {"color": PALETTE[k], "marker": MARKERS[k], "markersize": 3.5}
                     there = [one for one in rows if one[line][name]["value"] is not None]
                     x = [one["people"] for one in there]
                     y = [one[line][name]["value"] for one in there]
-                    axis.plot(
-                        x, y, label=line, linewidth=1.3, markersize=3.5, marker=MARKERS[i], color=PALETTE[i]
-                    )
+                    axis.plot(x, y, label=line, linewidth=1.3, **look)
                 axis.set_title(title, fontsize=9)
             level[0].set_ylabel(kind)
         for axis in axes[1]:
