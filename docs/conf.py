@@ -27,6 +27,8 @@ exclude_patterns = ["_build", "results"]
 html_theme = "furo"
 html_title = f"expunge {release}"
 html_show_sphinx = False
+html_static_path = ["_static"]
+html_css_files = ["wide.css"]
 
 myst_enable_extensions = ["dollarmath", "deflist", "colon_fence"]
 myst_heading_anchors = 3
