@@ -18,6 +18,8 @@ from expunge.registry import _REGISTRIES
 # The kernels that execute the pages import the same package as this process.
 os.environ["PYTHONPATH"] = str(Path(expunge.__file__).parents[1])
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["TQDM_DISABLE"] = "1"  # a page shows what a cell found, no bars of other libraries
+os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"
 
 project = "expunge"
 copyright = "The expunge authors"

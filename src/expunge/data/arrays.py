@@ -76,6 +76,14 @@ class Data(ABC):
         """All positions in order, in batches."""
         return fixed_order(len(self), batch_size)
 
+    def even_order(self, batch_size: int, answer: str = "") -> list[Tensor]:
+        """All positions in batches with as little padding as can be; in order where nothing is padded.
+
+        Args:
+            answer: of other answers that the data brings by this name.
+        """
+        return self.fixed_order(batch_size)
+
     @abstractmethod
     def column(self, name: str) -> Tensor:
         """A whole column as stored, ``(N, …)`` on the CPU, in the order of ``ids``.

@@ -159,11 +159,26 @@ class Subject:
         return self.parts[name]
 
     def features(self, part: str, module: str | None = None) -> Tensor:
-        """The penultimate representation ``(N, D)``, or the input of a named module."""
-        data = self.parts[part]
-        with features.captured(self.placed, module) as found:
-            self._outputs(data, keep=False)
-        return features.flat(found).float().cpu()
+        """The penultimate representation ``(N, D)``, or the input of a named module.
+
+        Positions of a sequence are averaged, padding left out; feature maps are laid out flat.
+
+        Raises:
+            Unsupported: the model has no such module, or does not use it.
+        """
+        data, engine, rows = self.parts[part], self.session.engine, list[Tensor]()
+        order = self._order(data)
+        with engine.frozen(self.placed) as model, features.captured(self.placed, module) as found:
+            for batch in data.batches(order, device=engine.torch_device):
+                batch = self.task.prepare(batch, None)
+                with engine.autocast():
+                    self.task.outputs(model, batch)
+                if not found:
+                    raise Unsupported(f"the model never calls '{module}' with a tensor. Name another module.")
+                value, mask = found[-1], batch.get("attention_mask")
+                found.clear()
+                rows.append(features.pooled(value, mask) if value.ndim == 3 else value.float().flatten(1))
+        return torch.cat(rows).cpu()[_places(order)]
 
     def layers(self, part: str, names: tuple[str, ...], limit: int = 1000) -> dict[str, Tensor]:
         """The inputs of named modules, each ``(n, C)``, all from one forward pass made once.
@@ -207,32 +222,33 @@ class Subject:
     def _forward(self, part: str, answer: str) -> Reading:
         data = self.parts[part]
         try:
-            rows = self._outputs(data, keep=True, answer=answer)
+            rows = self._outputs(data, answer)
         except DataError as error:
             raise DataError(f"{self.name}: {error}") from None
-        reading = _joined(rows)
+        reading = _joined(rows, self._order(data, answer))
         self.session.emit(Event("evaluated", f"{self.name}: {part}"))
         return reading if answer else replace(reading, spell=lambda: self._spelled_out(data))
 
-    def _outputs(self, data: Data, keep: bool, answer: str = "") -> list[Reading]:
+    def _outputs(self, data: Data, answer: str = "") -> list[Reading]:
         rows, total = list[Reading](), KEPT + 1 if answer else 0
         for said, batch in self._said(data, answer):
-            if keep:
-                rows.append(self._row(said, batch, total <= KEPT))
-                kept = rows[-1].kept
-                total = KEPT + 1 if kept is None else total + kept.numel()
+            rows.append(self._row(said, batch, total <= KEPT))
+            kept = rows[-1].kept
+            total = KEPT + 1 if kept is None else total + kept.numel()
         return rows
 
     def _said(self, data: Data, answer: str = "") -> Iterator[tuple[Any, Batch]]:
         """What the model says to each batch, as the task has it."""
         engine, task = self.session.engine, self.task
-        order = fixed_order(len(data), task.batch_size(data))
         with engine.frozen(self.placed) as model:
-            for batch in data.batches(order, device=engine.torch_device):
+            for batch in data.batches(self._order(data, answer), device=engine.torch_device):
                 batch = task.prepare(task.instead(batch, answer) if answer else batch, None)
                 with engine.autocast():
                     said = task.said(model, batch)
                 yield said, batch
+
+    def _order(self, data: Data, answer: str = "") -> list[Tensor]:
+        return data.even_order(self.task.batch_size(data), answer)
 
     def _row(self, said: Any, batch: Batch, keep: bool) -> Reading:
         task = self.task
@@ -257,7 +273,7 @@ class Subject:
             if total > KEPT:
                 return None
             rows.append(self.task.spelled_out(said, batch).float().cpu())
-        return _stacked(rows, 0.0)
+        return _stacked(rows, 0.0)[_places(self._order(data))]
 
     def release(self) -> None:
         """Forgets what the model said, and its copy on the device; asked again, it is read again."""
@@ -271,17 +287,23 @@ class Subject:
         return self.session.engine.placed(self.model)
 
 
-def _joined(rows: Sequence[Reading]) -> Reading:
-    """The readings of all batches; sequences as long as the longest."""
-    outputs = [row.kept for row in rows if row.kept is not None]
+def _joined(rows: Sequence[Reading], order: Sequence[Tensor]) -> Reading:
+    """The readings of all batches in the order of the part; sequences as long as the longest."""
+    outputs, places = [row.kept for row in rows if row.kept is not None], _places(order)
     return Reading(
-        _stacked(outputs, 0.0) if len(outputs) == len(rows) else None,
-        torch.cat([row.loss for row in rows]),
-        torch.cat([row.score for row in rows]),
-        torch.cat([row.log_likelihood for row in rows]),
-        torch.cat([row.margin for row in rows]),
-        {name: _stacked([row.tokens[name] for row in rows], torch.nan) for name in rows[0].tokens},
+        _stacked(outputs, 0.0)[places] if len(outputs) == len(rows) else None,
+        torch.cat([row.loss for row in rows])[places],
+        torch.cat([row.score for row in rows])[places],
+        torch.cat([row.log_likelihood for row in rows])[places],
+        torch.cat([row.margin for row in rows])[places],
+        {name: _stacked([row.tokens[name] for row in rows], torch.nan)[places] for name in rows[0].tokens},
     )
+
+
+def _places(order: Sequence[Tensor]) -> Tensor | slice:
+    """Where each example of the part is among those that were read in this order."""
+    positions = torch.cat(list(order))
+    return slice(None) if (positions.diff() == 1).all() else positions.argsort()
 
 
 def _stacked(values: Sequence[Tensor], padding: float) -> Tensor:
