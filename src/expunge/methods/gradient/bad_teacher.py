@@ -77,9 +77,9 @@ class BadTeacher(GradientMethod):
     def objective(self, step: Step) -> dict[str, Tensor]:
         view, state = step.retain, step.state
         forget = torch.isin(view.batch["ids"], state.ids)
-        shape = (-1, *[1] * (view.outputs.ndim - 1))
         with torch.no_grad():
             wrong = view.through(state.teacher.model)
+        shape = (-1, *[1] * (wrong.ndim - 1))
         lesson = torch.where(forget.view(shape), wrong, view.original)
         divergence = state.task.divergence(lesson, view.outputs, view.batch, self.temperature)
         return {"forget": (divergence * forget).mean(), "retain": (divergence * ~forget).mean()}

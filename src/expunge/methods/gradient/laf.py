@@ -108,8 +108,8 @@ class LAF(GradientMethod):
 
     def objective(self, step: Step) -> dict[str, Tensor]:
         state: Representations = step.state
-        retain, retain_before = state.of(step.retain, step.model)
-        forget, forget_before = state.of(step.forget, step.model)
+        retain_before, forget_before = state.before(step.retain), state.before(step.forget)
+        retain, forget = state.now(step.retain, step.model), state.now(step.forget, step.model)
         kept = _bounded(state.of_all.unexplained(retain)).mean()
         left = _bounded(state.of_forget.unexplained(forget)).mean()
         away = torch.logsumexp(_turned(forget, forget_before) / self.temperature, 0)
@@ -195,8 +195,12 @@ class Representations:
     of_all: Autoencoder
     of_forget: Autoencoder
 
-    def of(self, view: View, model: nn.Module) -> tuple[Tensor, Tensor]:
-        """The features of a batch, of unit length, ``(N, D)``: in the model being changed, in the original.
+    def before(self, view: View) -> Tensor:
+        """The features of a batch in the original, of unit length, ``(N, D)``."""
+        return self._features(self.model, self.module, view.batch)
+
+    def now(self, view: View, model: nn.Module) -> Tensor:
+        """The same in the model being changed.
 
         Raises:
             Unsupported: they do not depend on anything that may move.
@@ -207,7 +211,7 @@ class Representations:
                 "laf changes what comes before the last linear layer, and nothing there may move. "
                 "Use a scope with earlier layers."
             )
-        return now, self._features(self.model, self.module, view.batch)
+        return now
 
     def _features(self, model: nn.Module, module: str, batch: Batch) -> Tensor:
         with self.engine.autocast(), features.captured(model, module, gradient=True) as found:
