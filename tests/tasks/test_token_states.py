@@ -170,7 +170,7 @@ def test_a_reading_keeps_tokens_and_refuses_outputs_that_are_too_many(data, mode
     assert reading.outputs.shape == (3, 11, 14)
     assert reading.tokens["log_probs"].shape == (3, 10)
     assert torch.allclose(reading.tokens["log_probs"].nansum(1), reading.log_likelihood, atol=1e-6)
-    monkeypatch.setattr("expunge.evaluation.evidence.KEPT", 100)
+    monkeypatch.setattr("expunge.evaluation.subject.KEPT", 100)
     reading = Subject("m", model, {"forget": data}, CausalLM(14), Session()).read("forget")
     assert torch.isfinite(reading.loss).all()
     with pytest.raises(Unsupported, match="more than the 100 numbers that are kept"):
