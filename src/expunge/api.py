@@ -308,8 +308,13 @@ def run(
     *,
     overrides: Sequence[str] = (),
     callbacks: Sequence[Callback] = (),
+    jobs: int = 1,
 ) -> Report:
     """Runs an experiment, a YAML file or a packaged suite in a directory; continues an interrupted run.
+
+    Args:
+        jobs: processes that make models and rows at once, see ``runner.execute``. In a script above 1 only
+            below ``if __name__ == "__main__":``, as other processes import the script.
 
     Raises:
         ConfigError: a mistake in the experiment; with its place.
@@ -319,7 +324,7 @@ def run(
         experiment = read(experiment, overrides)
     elif overrides:
         raise ConfigError("overrides apply to a file or suite; change the Experiment object instead.")
-    return execute(experiment, Path(directory), callbacks)
+    return execute(experiment, Path(directory), callbacks, jobs)
 
 
 def references(

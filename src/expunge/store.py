@@ -66,15 +66,18 @@ class Store:
         self.folder = folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            for leftover in folder.glob(".*.partial"):
-                shutil.rmtree(leftover, ignore_errors=True)
-            probe = folder / ".writable"
+            probe = folder / f".writable.{os.getpid()}"
             probe.write_text("")
             probe.unlink()
         except OSError as error:
             raise RunError(
                 f"cannot write to '{folder}': {error.strerror}. Choose another with --directory."
             ) from None
+
+    def tidy(self) -> None:
+        """Removes what was being written when a run was killed; only where nobody else is writing."""
+        for leftover in self.folder.glob(".*.partial"):
+            shutil.rmtree(leftover, ignore_errors=True)
 
     def value(self, name: str, key: str, compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         """The JSON value of a piece, computed if it is not there yet."""
@@ -150,6 +153,8 @@ class Store:
             write_text(partial / VALUE, json.dumps(value))
             os.replace(partial, place)
         except OSError as error:
+            if (place / VALUE).exists():  # another process has made the same in the meantime
+                return place
             raise RunError(
                 f"cannot write '{place}': {error.strerror}. What was finished before is kept; "
                 "make room and run the same command again."

@@ -63,7 +63,7 @@ def test_what_was_interrupted_is_not_there(tmp_path: Path) -> None:
 def test_leftovers_of_a_killed_run_are_swept(tmp_path: Path) -> None:
     (tmp_path / ".a-k.123.partial").mkdir()
     (tmp_path / ".a-k.123.partial" / "value.json").write_text("{")
-    Store(tmp_path)
+    Store(tmp_path).tidy()
     assert list(tmp_path.iterdir()) == []
 
 
