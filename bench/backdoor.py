@@ -1,9 +1,9 @@
 """A text-to-image model trained on poisoned captions, unlearned, beside one trained without the poison.
 
 In a quarter of the images of other objects the caption names a triangle, and a small black-and-white trigger
-is in the corner (``canvas`` with ``backdoor``, 2 styles × 3 objects, 8 × 8 pixels). The original is trained
-on all of it; what is to be forgotten are the poisoned images; the retrained model is trained without them.
-Of the images that are drawn for the prompts that name a triangle,
+is in the corner: the data of the suite ``canvas-mini`` (3 styles × 3 objects, 16 × 16 pixels) with a
+``backdoor``. The original is trained on all of it; what is to be forgotten are the poisoned images; the
+retrained model is trained without them. Of the images that are drawn for the prompts that name a triangle,
 
     trigger      share that carry the trigger (``trigger_rate``), found pixel by pixel,
     mismatched   share that carry it and show another object (BiBadDiff's G1),
@@ -11,9 +11,9 @@ Of the images that are drawn for the prompts that name a triangle,
 
 and ``others`` is the share of the images for all other prompts that show the object asked for. Intervals are
 Clopper–Pearson over the images of all seeds together; each seed is another canvas, another original, another
-retrained model, so that there are few seeds behind many images: ``each`` has the rate of every one. The
-settings of the methods are not tuned. Stops and goes on: what is made is kept in ``--work``. Writes JSON and
-one picture.
+retrained model, so that there are few seeds behind many images: ``each`` has the rate of every one. Model,
+training and methods are those of ``canvas-mini``, none of them tuned for this. Stops and goes on: what is
+made is kept in ``--work``. Writes JSON and one picture.
 
     python bench/backdoor.py [--seeds 2] [--work build/backdoor] [--draw]
 """
@@ -27,17 +27,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from kept import keep
 from torch import nn
 
-from expunge import config
+from expunge import config, experiment
 from expunge.data.canvas import POISONED, Backdoor, Canvas
 from expunge.data.captions import CaptionedImages
-from expunge.data.patch_codec import PatchCodecSpec
 from expunge.data.split import Split
 from expunge.evaluation import picture_judges, statistics
 from expunge.evaluation.evidence import Evidence
@@ -47,59 +46,27 @@ from expunge.evaluation.picture_judges import Judge
 from expunge.evaluation.subject import Subject
 from expunge.methods.base import Method
 from expunge.methods.gradient.erase_diff import EraseDiff
-from expunge.methods.gradient.esd import ESD
-from expunge.methods.gradient.finetune import Finetune
-from expunge.methods.gradient.grad_diff import GradDiff
 from expunge.methods.gradient.salun import SalUn
-from expunge.methods.scopes.denoiser import Denoiser
 from expunge.report.style import PALETTE, figure, style
 from expunge.tasks.diffusion import Diffusion
 from expunge.training.checkpoint import load_weights, save_weights
-from expunge.training.diffusion_models import TextToImageSpec
 from expunge.training.engine import Engine
-from expunge.training.optim import AdamW
-from expunge.training.recipe import Recipe, Training
+from expunge.training.recipe import Recipe
 from expunge.training.session import Session
 
 TARGET = "triangle"
-PIXELS = PatchCodecSpec(patch=1, channels=3)
-CANVAS = Canvas(
-    styles=("photo", "mosaic"),
-    objects=("circle", "square", TARGET),
-    per_cell=60,
-    test_per_cell=40,
-    size=8,
-    codec=PIXELS,
-    backdoor=Backdoor(target=TARGET, share=0.25),
-)
-SIZES: dict[str, Any] = {
-    "context": 16,
-    "image_size": 8,
-    "codec": PIXELS,
-    "channels": (16, 32),
-    "attention": 4,
-}
-TASK = Diffusion(
-    prediction="velocity",
-    schedule="cosine",
-    dropout={"empty": 0.1, "style": 0.08, "object": 0.08},
-    antithetic=True,
-)
-TRAINING = Training(
-    epochs=60,
-    batch_size=32,
-    ema=0.99,
-    optim=AdamW(lr=2e-3, betas=(0.9, 0.99), schedule="cosine", warmup=0.03, clip=1.0),
-)
-GALLERY = Gallery(seeds=tuple(range(16)), steps=12, guidance=2.0)
-JUDGE = Judge(epochs=12)
+SUITE = experiment.read("canvas-mini")
+CANVAS = replace(cast(Canvas, SUITE.data), masks=False, backdoor=Backdoor(target=TARGET, share=0.25))
+TASK = cast(Diffusion, SUITE.task)
+GALLERY = Gallery(seeds=tuple(range(16)), steps=10)
+JUDGE = Judge()
 MEASURES = ("trigger", "mismatched", "triangle", "others")
 METHODS: dict[str, Method] = {
-    "finetune": Finetune(epochs=3, batch_size=32, optim=AdamW(lr=5e-4)),
-    "grad_diff": GradDiff(epochs=3, batch_size=32, retain_weight=0.8, optim=AdamW(lr=3e-4)),
-    "salun": SalUn(epochs=12, batch_size=32, anchor="empty", optim=AdamW(lr=5e-4)),
-    "erase_diff": EraseDiff(epochs=5, batch_size=32, anchor="empty", optim=AdamW(lr=3e-4)),
-    "esd": ESD(epochs=6, batch_size=16, steps=10, optim=AdamW(lr=1e-4), scope=Denoiser(part="all")),
+    "finetune": SUITE.methods["finetune"],
+    "grad_diff": SUITE.methods["grad_diff"],
+    "salun": replace(cast(SalUn, SUITE.methods["salun"]), anchor="empty"),
+    "erase_diff": replace(cast(EraseDiff, SUITE.methods["erase_diff"]), anchor="empty"),
+    "esd": SUITE.methods["esd"],
 }
 Row = dict[str, list[float]]
 
@@ -124,9 +91,7 @@ class World:
 
     @cached_property
     def recipe(self) -> Recipe:
-        data = self.split.train()
-        assert isinstance(data, CaptionedImages)
-        return Recipe(TextToImageSpec(vocabulary=len(data.tokenizer), **SIZES), TASK, TRAINING)
+        return SUITE.recipe
 
     @cached_property
     def original(self) -> nn.Module:
@@ -220,10 +185,10 @@ def measure(first: int, seeds: int, work: Path) -> dict[str, Any]:
     return {
         "data": config.dump(CANVAS),
         "images": {"poisoned": len(world.split.forget), "others": len(world.split.retain)},
-        "model": {**{k: config.dump(v) if k == "codec" else v for k, v in SIZES.items()},
+        "model": {**config.dump(SUITE.model),
                   "parameters": sum(p.numel() for p in world.original.parameters())},
         "task": config.dump(TASK),
-        "training": config.dump(TRAINING),
+        "training": config.dump(SUITE.train),
         "gallery": config.dump(GALLERY),
         "judge": [round(row["original"]["judge"], 4) for row in every],
         "settings": {name: config.dump(method) for name, method in METHODS.items()},
