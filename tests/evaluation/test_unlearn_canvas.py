@@ -156,3 +156,9 @@ def test_judges_are_trained_once_and_kept_beyond_the_evaluation() -> None:
     engine = other.session.engine
     assert torch.equal(first.look(images, engine).features, second.look(images, engine).features)
     assert first.accuracy["style"] > 0.7  # chance is a half
+
+
+def test_few_images_are_seen_more_often() -> None:
+    assert picture_judges.epochs(Judge(), 1800) == 5  # 29 steps an epoch
+    assert picture_judges.epochs(Judge(), 288) == 20  # 5 of them, where 100 are wanted
+    assert picture_judges.epochs(Judge(steps=1), 1) == 5

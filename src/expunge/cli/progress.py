@@ -19,7 +19,7 @@ QUIET = 2.0
 """Seconds between two lines where there is no terminal and the pieces are not counted."""
 
 _DOING = {
-    **dict.fromkeys(("original", "retrain", "shadow"), "training"),
+    **dict.fromkeys(("original", "retrain", "shadow", "judge of", "clip pair"), "training"),
     "relearn": "evaluating",
     "images": "drawing",
     "bilevel": "searching",

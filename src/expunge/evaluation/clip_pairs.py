@@ -18,7 +18,7 @@ from expunge.data.captions import CaptionedImages
 from expunge.errors import ConfigError, DataError, MissingEvidence, MissingExtra, Unsupported
 from expunge.evaluation import gallery as galleries
 from expunge.evaluation.evidence import Evidence, Tensors
-from expunge.evaluation.picture_judges import PictureClassifier
+from expunge.evaluation.picture_judges import PictureClassifier, epochs
 from expunge.tasks.image_text import ImageText
 from expunge.training import functions
 from expunge.training.clip_models import ClipPair
@@ -46,6 +46,7 @@ class Clip:
         layers, heads: of the text encoder.
         channels: of the first stage of the image encoder.
         epochs, batch_size, optim: of its training.
+        steps: there are more epochs where images are so few that there would be fewer steps than this.
         seed: of its training; the same pair for all models and forget sets.
         load: your own instead, ``module:function`` or ``file.py:function``: it returns a module with
             ``image_features``, which takes ``(N, C, H, W)`` in [0, 1] to ``(N, D)``, and ``text_features``,
@@ -62,11 +63,12 @@ class Clip:
     epochs: int = 8
     batch_size: int = 64
     optim: Optim = AdamW(lr=2e-3, weight_decay=0.05, schedule="cosine", warmup=0.1)
+    steps: int = 200
     seed: int = 0
     load: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("width", "layers", "heads", "channels", "epochs", "batch_size"):
+        for name in ("width", "layers", "heads", "channels", "epochs", "batch_size", "steps"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"must be at least 1, got {getattr(self, name)}.", name)
 
@@ -211,7 +213,7 @@ def _trained(evidence: Evidence, clip: Clip, train: CaptionedImages, images: Ten
     tokens, end = train.column("input_ids"), int(train.tokenizer.eos_token_id)
     colours, most = images.shape[1], int(tokens.max()) + 1
     model = partial(_encoders, clip, colours, most, tokens.shape[1], end)
-    training = Training(epochs=clip.epochs, batch_size=clip.batch_size, optim=clip.optim)
+    training = Training(epochs=epochs(clip, len(train)), batch_size=clip.batch_size, optim=clip.optim)
     recipe = Recipe(model, ImageText(), training)
     session = Session(clip.seed, evidence.session.engine, evidence.session.callbacks).child("clip pair")
     data = ArrayData({"inputs": images, "input_ids": tokens})

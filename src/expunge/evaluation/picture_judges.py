@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +47,7 @@ class Judge:
     Args:
         width: channels of its first stage.
         epochs, batch_size, optim: of its training.
+        steps: there are more epochs where images are so few that there would be fewer steps than this.
         seed: of its training; the same judge for all models and forget sets.
         load: your own instead, ``module:function`` or ``file.py:function``, called with ``domain`` and
             ``concepts`` (its names in order): it returns a module that takes ``(N, C, H, W)`` in [0, 1] to
@@ -59,13 +61,30 @@ class Judge:
     epochs: int = 5
     batch_size: int = 64
     optim: Optim = AdamW(lr=2e-3, schedule="cosine")
+    steps: int = 100
     seed: int = 0
     load: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("width", "epochs", "batch_size"):
+        for name in ("width", "epochs", "batch_size", "steps"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"must be at least 1, got {getattr(self, name)}.", name)
+
+
+class Passes(Protocol):
+    """Who is trained for so many epochs, and no fewer steps."""
+
+    @property
+    def epochs(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def steps(self) -> int: ...
+
+
+def epochs(who: Passes, examples: int) -> int:
+    """``max(epochs, ⌈steps / ⌈examples / batch_size⌉⌉)``."""
+    return max(who.epochs, math.ceil(who.steps / math.ceil(examples / who.batch_size)))
 
 
 class PictureClassifier(nn.Module):
@@ -221,7 +240,7 @@ def _trained(evidence: Evidence, judge: Judge, domain: str, data: ArrayData) -> 
     if count < 2:
         raise DataError(f"the data has a single {domain}, so that there is nothing to tell apart.")
     model = partial(PictureClassifier, data.column("inputs").shape[1], count, judge.width)
-    training = Training(epochs=judge.epochs, batch_size=judge.batch_size, optim=judge.optim)
+    training = Training(epochs=epochs(judge, len(data)), batch_size=judge.batch_size, optim=judge.optim)
     recipe = Recipe(model, Classification(count), training)
     session = Session(judge.seed, evidence.session.engine, evidence.session.callbacks).child("judge", domain)
 
