@@ -73,15 +73,15 @@ class _Pieces:
     """Estimates the time left from the pieces that were not found in the store."""
 
     def __init__(self, total: int) -> None:
-        self.todo, self.computed, self.seconds = total, 0, 0.0
+        self.todo, self.computed, self.start = total, 0, time.perf_counter()
 
     def add(self, seconds: float) -> None:
         self.todo -= 1
         self.computed += seconds > 0
-        self.seconds += seconds
 
     def left(self) -> str:
-        seconds = self.todo * self.seconds / self.computed if self.computed else 0.0
+        passed = time.perf_counter() - self.start  # not the sum of the pieces: several are made at once
+        seconds = self.todo * passed / self.computed if self.computed else 0.0
         return f", about {_clock(seconds)} left" if seconds >= 1 else ""
 
 
