@@ -18,11 +18,12 @@ The people are in four blocks. Block 0 is for tuning alone: each of the eight li
 rates of its method in ``RATES``, with the same number of steps, and keeps the one whose ``forget`` and
 ``retain`` are nearest to retraining on average. SARR has no part in it. With and without decoupling may then
 differ in their rates, so that both are also run at the strong rate: the smallest of the four at which the
-method alone leaves at most a tenth of the key facts on block 0. Each other block is one seed, with an
-original and retrained models of its own. Intervals are over people of all seeds together; the base is shared.
-Stops and goes on: what is made is kept in ``--work``. Writes JSON and one picture.
+method alone leaves at most a tenth of the key facts on block 0. Each other block has an original and
+retrained models of its own. All of this is done for several bases, each with people and faces of its own and
+tuned by itself; intervals are over the people of all of them. Stops and goes on: what is made is kept in
+``--work``. Writes JSON and one picture.
 
-    python bench/vision_language.py [--seeds 3] [--retrained 2] [--work build/vision-language] [--draw]
+    python bench/vision_language.py [--bases 2] [--retrained 2] [--work build/vision-language] [--draw]
 """
 
 from __future__ import annotations
@@ -118,14 +119,14 @@ def method(line: str, rate: float) -> Method:
 
 @dataclass(frozen=True)
 class World:
-    """All data, the model's sizes, and a folder that keeps what was made."""
+    """One base: its people, the model's sizes, and a folder that keeps what was made."""
 
     work: Path
     seed: int
 
     @cached_property
     def data(self) -> Any:
-        return FACES.load()
+        return replace(FACES, seed=self.seed).load()
 
     @cached_property
     def task(self) -> VisionLanguage:
@@ -228,7 +229,7 @@ class Draw:
             score = metric(evidence)
             assert score.per_example is not None, score.reason
             part: Any = parts[getattr(metric, "part")]  # noqa: B009
-            people = [part.record(int(id_)).subject for id_ in part.ids]
+            people = [f"{self.world.seed} {part.record(int(id_)).subject}" for id_ in part.ids]
             found[name] = {"values": score.per_example.tolist(), "people": people}
         utility = ProfileUtility(part="retained")(evidence)
         return {**found, "utility": None if utility.reason else utility.value}
@@ -274,7 +275,7 @@ def tuned(world: World) -> dict[str, Row]:
 
 
 def pooled(rows: list[Row], name: str) -> Row:
-    """Mean and interval over the people of all seeds."""
+    """Mean and interval over the people of all bases."""
     values = np.concatenate([np.asarray(row[name]["values"], np.float64) for row in rows])
     people = np.concatenate([np.asarray(row[name]["people"]) for row in rows])
     ends = statistics.interval(values, people)
@@ -293,11 +294,10 @@ def effect(without: list[Row], decoupled: list[Row], name: str) -> Row:
     return {"value": round(float(values.mean()), 4), "interval": inside}
 
 
-def measure(world: World, seeds: int, retrained: int) -> Row:
-    rates = tuned(world)
-    print({line: one["rate"] for line, one in rates.items()}, flush=True)
+def rows(world: World, rates: dict[str, Row], retrained: int) -> dict[str, list[Row]]:
+    """Of every line what was measured on each block that was not tuned on."""
     found: dict[str, list[Row]] = {}
-    for block in range(1, seeds + 1):
+    for block in range(1, BLOCKS):
         draw = Draw(world, block, retrained)
         lines = {n: lambda n=n, d=draw: d.unlearned(n, rates[n]["rate"]) for n in LINES}
         for line in LINES:  # the same rate with and without
@@ -305,12 +305,24 @@ def measure(world: World, seeds: int, retrained: int) -> Row:
             lines[line + STRONG] = lambda n=line, d=draw, r=rate: d.unlearned(n, r)
         for name, row in draw.rows({**draw.references(), **lines}).items():
             found.setdefault("retrained" if name.startswith("retrained") else name, []).append(row)
+    return found
+
+
+def measure(worlds: list[World], retrained: int) -> Row:
+    tunings, found = [], {}
+    for world in worlds:
+        world.work.mkdir(parents=True, exist_ok=True)
+        tunings.append(tuned(world))
+        print({line: one["rate"] for line, one in tunings[-1].items()}, flush=True)
+        for line, one in rows(world, tunings[-1], retrained).items():
+            found.setdefault(line, []).extend(one)
+    world = worlds[0]
     results = {
         line: {
-            **{name: pooled(rows, name) for name in MEASURES},
-            "utility of each model": [None if r["utility"] is None else round(r["utility"], 4) for r in rows],
+            **{name: pooled(each, name) for name in MEASURES},
+            "utility of each model": [None if r["utility"] is None else round(r["utility"], 4) for r in each],
         }
-        for line, rows in found.items()
+        for line, each in found.items()
     }
     changes = {
         when: {
@@ -324,10 +336,11 @@ def measure(world: World, seeds: int, retrained: int) -> Row:
         "records": {"base": len(world.data.base), "train": len(world.data.train)},
         "model": {**config.dump(world.spec), "parameters": sum(p.numel() for p in world.base.parameters())},
         "training": {"base": config.dump(BASE), "train": config.dump(TRAINING)},
-        "seeds": seeds,
-        "retrained for each seed": retrained,
-        "tuning": {"rates": {n: list(each) for n, each in RATES.items()}, "steps": STEPS, "chosen": rates},
-        "settings": {line: config.dump(method(line, rates[line]["rate"])) for line in LINES},
+        "bases": [world.seed for world in worlds],
+        "blocks": BLOCKS - 1,
+        "retrained for each block": retrained,
+        "tuning": {"rates": {n: list(each) for n, each in RATES.items()}, "steps": STEPS, "chosen": tunings},
+        "settings of the first base": {n: config.dump(method(n, tunings[0][n]["rate"])) for n in LINES},
         "results": results,
         "effect of prompt_decouple": changes,
     }
@@ -369,8 +382,8 @@ def draw_chart(report: Row, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--seed", type=int, default=0, help="of the base and of all draws")
-    parser.add_argument("--seeds", type=int, default=BLOCKS - 1, help="blocks that are scored")
+    parser.add_argument("--seed", type=int, default=0, help="of the first base and all its draws")
+    parser.add_argument("--bases", type=int, default=2)
     parser.add_argument("--retrained", type=int, default=2, help="models without each block")
     parser.add_argument("--work", type=Path, default=Path("build/vision-language"))
     parser.add_argument("--draw", action="store_true", help="measure nothing, draw the JSON again")
@@ -378,12 +391,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     if not options.draw:
-        options.work.mkdir(parents=True, exist_ok=True)
-        keep(
-            options.output,
-            options.seed,
-            lambda: measure(World(options.work, options.seed), options.seeds, options.retrained),
-        )
+        seeds = range(options.seed, options.seed + options.bases)
+        worlds = [World(options.work / f"base-{seed}", seed) for seed in seeds]
+        keep(options.output, options.seed, lambda: measure(worlds, options.retrained))
     draw_chart(json.loads(options.output.read_text(encoding="utf-8")), options.output.with_suffix(".svg"))
     print(f"written to {options.output}")
 
