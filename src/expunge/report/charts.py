@@ -254,7 +254,8 @@ def cost(table: Table, given: Marks, name: str) -> str | None:
             start = 1.0 if logarithmic else 0.0
             axes.barh(y, value - start, left=start, height=0.62, color=given[row.name][0], alpha=0.85)
             time = _value(row, seconds) if seconds else None
-            text = ratio.quantity(value) + (f" ({wording.duration(time)})" if time is not None else "")
+            text = wording.quantity(value, ratio.unit)  # each with its own digits, on a logarithmic axis
+            text += f" ({wording.duration(time)})" if time is not None else ""
             side, shift = ("right", -5) if value < start else ("left", 5)
             axes.annotate(
                 text, (value, y), (shift, 0), textcoords="offset points", va="center", ha=side, size=8

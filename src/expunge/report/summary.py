@@ -233,7 +233,8 @@ def _across(found: list[Finding]) -> str:
         return "" if ranked else "No method can be called nearest to retraining."
     if not ranked:
         return f"On none of the {sets} can a method be called nearest to retraining."
-    where = f"all {sets}" if len(ranked) == len(found) else f"{len(ranked)} of the {sets}"
+    every = "both forget sets" if len(found) == 2 else f"all {sets}"
+    where = every if len(ranked) == len(found) else f"{len(ranked)} of the {sets}"
     text = f"On {where} a method, or several tied, came nearer to retraining than doing nothing"
     always = [name for name in ranked[0].nearest if all(name in item.nearest for item in ranked)]
     if len(ranked) == 1:
