@@ -97,6 +97,17 @@ def test_the_score_is_that_of_the_support_vector_machine():
     torch.testing.assert_close(svm_score(other, router), expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_a_handful_of_prompts_are_all_taken(count):
+    """Each is a support vector, and what the solver leaves over of its score says nothing."""
+    x = torch.randn(count, 24, generator=torch.Generator().manual_seed(count))
+    router = one_class(x, 0.1)
+    assert len(router["vectors"]) == count
+    assert (routed(x, router, cut=0.01) > 0.95).all()
+    far = torch.randn(8, 24, generator=torch.Generator().manual_seed(9)) * 3
+    assert (routed(far, router, cut=0.01) == 0).all()
+
+
 def test_the_weight_by_hand(monkeypatch):
     """``z = 0 → p = 1, w = σ(8)``; ``z = −1 → p = 0.3173, w = σ(1.173)``; ``z = −3 → p < cut, w = 0``."""
     scores = torch.tensor([0.0, 5.0, -1.0, -3.0])

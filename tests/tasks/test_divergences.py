@@ -105,6 +105,6 @@ def test_the_gradient_survives_where_rounding_makes_a_divergence_negative():
     assert (value == 0).sum() > 20  # of so many rounding hides the value
     (found,) = torch.autograd.grad(value.sum(), outputs)
     exact = torch.softmax(outputs.double(), -1) - torch.softmax(reference.double(), -1)
-    assert (found - exact).abs().max() < 3e-7
+    assert (found - exact).abs().max() < 4 * torch.finfo(torch.float32).eps  # roundings of numbers below 1
     hidden = value == 0
     assert exact[hidden].abs().max() > 1e-6

@@ -159,7 +159,11 @@ def ridge(known: Floats, targets: Floats, asked: Floats, penalty: float) -> Floa
 
 
 def _right(guess: Tensor, among: Tensor) -> float:
-    """Whether the first vector is nearest to the guess in direction; shared where several are."""
-    near = torch.nn.functional.cosine_similarity(guess[None], among, dim=1)
-    best = near >= near.max() - 1e-9
+    """Whether the first vector is nearest to the guess in direction; shared where several are.
+
+    A guess of length 0 has no direction, and neither has one that is rounding beside the vectors.
+    """
+    lengths = among.norm(dim=1).clamp(min=1e-12)
+    near = among @ guess / lengths  # the cosine times the length of the guess
+    best = near >= near.max() - 1e-9 * lengths.max()
     return float(best[0]) / float(best.sum())

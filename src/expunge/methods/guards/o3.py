@@ -23,6 +23,9 @@ from expunge.training.optim import AdamW, Optim
 from expunge.training.session import Session
 from expunge.training.step import Step
 
+LEAST = 0.01
+"""The least deviation of the scores of a request's prompts, beside the score of what is far from them."""
+
 
 class Routed(Watch):
     """``W x + Σ_r w_r(prompt) s B_r A_r x``."""
@@ -214,7 +217,7 @@ def one_class(x: Tensor, nu: float) -> dict[str, Tensor]:
         "scale": scale,
     }
     scores = svm_score(x, found)
-    spread = scores.std(correction=0).clamp(min=1e-3 * float(scores.abs().max()) + 1e-6)
+    spread = scores.std(correction=0).clamp(min=LEAST * abs(float(found["rho"])) + 1e-6)
     return {**found, "moments": torch.stack([scores.mean(), spread])}
 
 
