@@ -42,8 +42,7 @@ class Unlearned:
     """What ``unlearn`` gives back.
 
     Attributes:
-        model: the model that has forgotten, in evaluation mode.
-        original: the model that was handed in.
+        model, original: the one that has forgotten, in evaluation mode, and the one that was handed in.
         split, task, method: what was asked.
         cost: ``seconds`` and, where it can be measured, ``memory`` in MiB.
         session: seed, engine and recipe of the call.
@@ -312,9 +311,7 @@ def run(
 ) -> Report:
     """Runs an experiment, a YAML file or a packaged suite in a directory; continues an interrupted run.
 
-    Args:
-        jobs: processes that make models and rows at once, see ``runner.execute``. In a script above 1 only
-            below ``if __name__ == "__main__":``, as other processes import the script.
+    So many ``jobs`` are processes that share the work; above 1 a script needs ``if __name__ == "__main__":``.
 
     Raises:
         ConfigError: a mistake in the experiment; with its place.
