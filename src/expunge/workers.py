@@ -43,7 +43,7 @@ def spread(prepare: Prepare, stages: Sequence[Sequence[Any]], jobs: int, tell: T
     waiting, said = context.Queue(), context.Queue()
     threads = max(1, torch.get_num_threads() // jobs)
     processes = [
-        context.Process(target=_within, args=(prepare, threads, waiting, said), daemon=True)
+        context.Process(target=_within, args=(prepare, threads, waiting, said))
         for _ in range(min(jobs, max(map(len, stages))))
     ]
     try:
@@ -69,9 +69,10 @@ def _heard(said: Any, tell: Tell, processes: Sequence[BaseProcess]) -> int:
     except queue.Empty:
         codes = [process.exitcode for process in processes if process.exitcode is not None]
         if codes:
+            why = ", for want of memory perhaps" if codes[0] < 0 else "; its error stands above"
             raise RunError(
-                f"a process of the run ended by itself ({codes[0]}), for want of memory perhaps. What was "
-                "finished is kept; run the same command again with fewer --jobs."
+                f"a process of the run ended by itself ({codes[0]}){why}. What was finished is kept; run the "
+                "same command again with fewer --jobs."
             ) from None
         return 0
     if kind == FAILED:

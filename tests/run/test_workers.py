@@ -27,6 +27,8 @@ def writing(folder: Path, tell: Tell) -> Work:
             raise ExpungeError("'mistaken' is no name.")
         if name == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
+        if name == "broken":
+            raise ValueError("a fault of the program itself")
         if name == "long":
             time.sleep(600)
         (folder / name).write_text(f"{torch.get_num_threads()} {sorted(os.listdir(folder))}")
@@ -58,8 +60,10 @@ def test_a_mistake_is_said_and_the_others_are_stopped(tmp_path: Path) -> None:
 
 
 def test_a_process_that_is_killed_is_no_silent_loss(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"ended by itself \(-9\).*fewer --jobs"):
+    with pytest.raises(RunError, match=r"ended by itself \(-9\), for want of memory.*fewer --jobs"):
         spread_to(tmp_path, [["a", "killed"]])
+    with pytest.raises(RunError, match=r"ended by itself \(1\); its error stands above"):
+        spread_to(tmp_path, [["a", "broken"]])
 
 
 def test_two_processes_come_to_the_same_result(tmp_path: Path) -> None:
